@@ -1,0 +1,342 @@
+//! A claim in the world: whoever brings an event (a node's answer, a timer, the caller, a drop) feeds it to the claim and
+//! performs the actions that come out.
+//!
+//! There is no task for it. The caller's future waits for the verdict; if it is dropped, it feeds the release itself.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::keeper::Keeper;
+use crate::node::{Listener, Node, Reply};
+use crate::protocol::claim::{Action, Claim, Event, ExtensionFailure, Failure, Notice, Phase, Ticket};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex};
+use crate::protocol::release::ReleaseOutcome;
+use crate::protocol::report::Report;
+use crate::protocol::round::{Round, RoundId};
+use crate::protocol::settings::Terms;
+use crate::protocol::time::{Instant, Ttl};
+use crate::queue::Place;
+
+/// The doors to the world, shared by all claims of one deployment.
+pub(crate) struct Doors {
+    pub(crate) nodes: Box<[Arc<dyn Node>]>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) keeper: Arc<Keeper>,
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        self.keeper.stop();
+    }
+}
+
+/// One claim, and those who wait for it.
+pub(crate) struct Live {
+    key: Key,
+    pub(crate) doors: Arc<Doors>,
+    pub(crate) number: u64,
+    /// Events that nobody has taken in yet.
+    mail: Mutex<VecDeque<Event>>,
+    stage: Mutex<Stage>,
+    /// Kept outside the lock for those who only look: nanoseconds, zero for "not held".
+    valid_until: AtomicU64,
+    wake_at: AtomicU64,
+    /// Lost, released, or given up.
+    ended: AtomicBool,
+    results: Mutex<Results>,
+    told: Notify,
+    tickets: AtomicU64,
+}
+
+struct Stage {
+    claim: Claim,
+    actions: Vec<Action>,
+    /// The place in the local queue: taken while the claim competes or holds.
+    place: Option<Place>,
+    /// When the keeper wakes this claim; `None` while its caller does.
+    kept: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Results {
+    verdict: Option<Result<(), Failure>>,
+    extended: Vec<(Ticket, Result<(), ExtensionFailure>)>,
+    released: Option<(ReleaseOutcome, Report)>,
+}
+
+impl Live {
+    pub(crate) fn new(doors: Arc<Doors>, key: Key, claim: Claim, place: Place) -> Arc<Self> {
+        let number = doors.keeper.next_number();
+        Arc::new(Live {
+            key,
+            doors,
+            number,
+            mail: Mutex::default(),
+            valid_until: AtomicU64::new(0),
+            wake_at: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            stage: Mutex::new(Stage { claim, actions: Vec::new(), place: Some(place), kept: None }),
+            results: Mutex::default(),
+            told: Notify::new(),
+            tickets: AtomicU64::new(0),
+        })
+    }
+
+    /// Brings an event. If somebody is at work on the claim already, on another thread or further up this very stack, the
+    /// event is left for them; so a node may answer from within `submit`, and commands go out in the claim's order.
+    pub(crate) fn feed(self: &Arc<Self>, event: Event) {
+        lock(&self.mail).push_back(event);
+        self.take_in_mail();
+    }
+
+    fn take_in_mail(self: &Arc<Self>) {
+        loop {
+            let Ok(mut stage) = self.stage.try_lock() else { return };
+            while let Some(event) = self.next_event() {
+                self.take_in(&mut stage, event);
+            }
+            drop(stage);
+            // Somebody may have left an event between the last look and the unlocking.
+            if lock(&self.mail).is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the claim, and takes in what others could not bring meanwhile.
+    fn on_stage<T>(self: &Arc<Self>, look: impl FnOnce(&mut Stage) -> T) -> T {
+        let seen = look(&mut lock(&self.stage));
+        self.take_in_mail();
+        seen
+    }
+
+    fn next_event(&self) -> Option<Event> {
+        lock(&self.mail).pop_front()
+    }
+
+    fn take_in(self: &Arc<Self>, stage: &mut Stage, event: Event) {
+        let now = self.now();
+        let mut actions = std::mem::take(&mut stage.actions);
+        stage.claim.handle(now, event, &mut actions);
+        let mut wake = false;
+        for action in actions.drain(..) {
+            match action {
+                Action::Draw => lock(&self.mail).push_front(Event::Attempt(self.doors.entropy.draw())),
+                Action::Send { node, round, command } => self.send(node, round, command),
+                Action::Tell(notice) => wake |= self.note(notice),
+            }
+        }
+        stage.actions = actions;
+        wake |= self.publish(stage, now);
+        if wake {
+            self.told.notify_waiters();
+        }
+    }
+
+    fn send(self: &Arc<Self>, node: NodeIndex, round: RoundId, command: Command) {
+        self.doors.nodes[node].submit(command, Reply::new(self.clone(), round, node));
+    }
+
+    fn note(&self, notice: Notice) -> bool {
+        let mut results = lock(&self.results);
+        match notice {
+            Notice::Won => results.verdict = Some(Ok(())),
+            Notice::Failed(failure) => results.verdict = Some(Err(failure)),
+            Notice::Extended(ticket, result) => results.extended.push((ticket, result)),
+            Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
+            Notice::Released(outcome, report) => results.released = Some((outcome, report)),
+            Notice::HeldLong => {
+                tracing::warn!(key = ?self.key, "lock held for ten minutes without hold_at_most");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Shows the outside where the claim stands now. True if those who wait should look again.
+    fn publish(self: &Arc<Self>, stage: &mut Stage, now: Instant) -> bool {
+        let (phase, wake_at) = (stage.claim.phase(), stage.claim.wake_at());
+        let valid_until = stage.claim.valid_until();
+        self.valid_until.store(valid_until.map_or(0, Instant::as_nanos), Ordering::Release);
+        let before = self.wake_at.swap(wake_at.as_nanos(), Ordering::AcqRel);
+        if phase == Phase::Over || (phase == Phase::Lost && valid_until.is_none_or(|end| now >= end)) {
+            stage.place = None;
+        }
+        if let Some(kept) = stage.kept {
+            stage.kept = (phase != Phase::Over).then_some(wake_at);
+            self.doors.keeper.reschedule(self, kept, stage.kept);
+        }
+        let just_ended = phase >= Phase::Lost && !self.ended.swap(true, Ordering::AcqRel);
+        just_ended || wake_at.as_nanos() < before
+    }
+
+    /// From now on the keeper wakes this claim: it renews it, and notices its end.
+    fn keep(self: &Arc<Self>) {
+        self.on_stage(|stage| {
+            let wake_at = stage.claim.wake_at();
+            if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
+                self.doors.keeper.schedule(self, wake_at);
+                stage.kept = Some(wake_at);
+            }
+        });
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.doors.clock.now()
+    }
+
+    /// The end of the validity, zero if nothing is held.
+    pub(crate) fn valid_until(&self) -> Instant {
+        Instant::from_nanos(self.valid_until.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn told(&self) -> Notified<'_> {
+        self.told.notified()
+    }
+
+    pub(crate) fn votes(self: &Arc<Self>) -> Option<Report> {
+        self.on_stage(|stage| stage.claim.votes())
+    }
+
+    pub(crate) fn last_answers(self: &Arc<Self>) -> Option<Report> {
+        self.on_stage(|stage| stage.claim.last_answers())
+    }
+
+    /// Waits until `look` finds something, waking the claim when it wants to be woken.
+    async fn wait_for<T>(self: &Arc<Self>, mut look: impl FnMut(&mut Results) -> Option<T>) -> T {
+        loop {
+            // Registered before looking, so that nothing told in between is missed.
+            let told = self.told.notified();
+            if let Some(found) = look(&mut lock(&self.results)) {
+                return found;
+            }
+            let wake_at = Instant::from_nanos(self.wake_at.load(Ordering::Acquire));
+            tokio::select! {
+                biased;
+                () = told => {}
+                () = self.doors.clock.sleep_until(wake_at) => self.feed(Event::Tick),
+            }
+        }
+    }
+}
+
+impl Listener for Live {
+    fn hear(self: Arc<Self>, round: RoundId, node: NodeIndex, answer: Answer) {
+        self.feed(Event::Answer { round, node, answer });
+    }
+}
+
+/// The duty to leave nothing behind: dropped, it releases or rolls back what the claim has.
+struct Duty<'a>(Option<&'a Arc<Live>>);
+
+impl Drop for Duty<'_> {
+    fn drop(&mut self) {
+        if let Some(live) = self.0.take() {
+            live.feed(Event::Release);
+        }
+    }
+}
+
+/// How an attempt to hold ended badly.
+pub(crate) enum Defeat {
+    Failed(Failure),
+    /// Won, but the caller got to know too late.
+    TooLate(Report),
+}
+
+/// Claims until won or given up. Dropped on the way, nothing stays behind.
+pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
+    let mut duty = Duty(Some(live));
+    live.feed(Event::Tick);
+    live.wait_for(|results| results.verdict.take()).await.map_err(Defeat::Failed)?;
+    // The caller may have been kept from running since: the clock is read once more.
+    live.feed(Event::Tick);
+    if live.has_ended() || live.now() >= live.valid_until() {
+        return Err(Defeat::TooLate(live.votes().expect("a claim that was won has votes")));
+    }
+    live.keep();
+    duty.0 = None;
+    Ok(())
+}
+
+/// Extends by hand.
+pub(crate) async fn extend(live: &Arc<Live>, ttl: Ttl) -> Result<(), ExtensionFailure> {
+    let ticket = Ticket(live.tickets.fetch_add(1, Ordering::Relaxed));
+    live.feed(Event::Extend { ticket, ttl });
+    let mine = |results: &mut Results| {
+        let place = results.extended.iter().position(|(other, _)| *other == ticket)?;
+        Some(results.extended.swap_remove(place).1)
+    };
+    live.wait_for(mine).await
+}
+
+/// Gives up what a claim has. Does not wait.
+pub(crate) fn let_go(live: &Arc<Live>) {
+    live.feed(Event::Release);
+}
+
+/// Releases, and waits until the outcome is decided: at the latest when the node timeout is over.
+pub(crate) async fn release(live: &Arc<Live>) -> (ReleaseOutcome, Report) {
+    live.feed(Event::Release);
+    live.wait_for(|results| results.released.clone()).await
+}
+
+/// Asks all nodes what stands at a key, and waits for all of them, at most for the node timeout.
+pub(crate) async fn survey(doors: &Doors, terms: &Terms, key: &Key) -> Round {
+    let now = doors.clock.now();
+    let survey = Arc::new(Survey {
+        round: Mutex::new(Round::to_all(RoundId(0), terms.quorum, now, terms.node_timeout)),
+        clock: doors.clock.clone(),
+        complete: Notify::new(),
+    });
+    for (node, door) in doors.nodes.iter().enumerate() {
+        door.submit(Command::Inspect { key: key.clone() }, Reply::new(survey.clone(), RoundId(0), node));
+    }
+    let mut deadline = pin!(doors.clock.sleep_until(now + terms.node_timeout));
+    loop {
+        let complete = survey.complete.notified();
+        if lock(&survey.round).answers().all(|answer| answer.is_some()) {
+            break;
+        }
+        tokio::select! {
+            () = complete => {}
+            () = &mut deadline => lock(&survey.round).give_up(doors.clock.now()),
+        }
+    }
+    let round = lock(&survey.round);
+    round.clone()
+}
+
+struct Survey {
+    round: Mutex<Round>,
+    clock: Arc<dyn Clock>,
+    complete: Notify,
+}
+
+impl Listener for Survey {
+    fn hear(self: Arc<Self>, _: RoundId, node: NodeIndex, answer: Answer) {
+        lock(&self.round).hear(node, answer, self.clock.now());
+        self.complete.notify_waiters();
+    }
+}
+
+/// A poisoned lock means that an assertion failed elsewhere. What it guards is still consistent enough to release.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

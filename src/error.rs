@@ -1,0 +1,313 @@
+//! What can go wrong, one enum per verb. Each error prints in one line with `{}` and node by node with `{:#}`.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::protocol::command::Value;
+use crate::protocol::report::Report;
+pub use crate::protocol::settings::SettingsError;
+
+/// Why a lock was not acquired. In every case nothing is held, and what was set on the way is rolled back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// Another holds the resource, or contenders kept splitting the votes, until the wait was over. Try later.
+    Held(Box<Held>),
+    /// Fewer nodes answered than make a majority. Look at the nodes.
+    NoQuorum(Box<Report>),
+    /// A majority was won, but when it was known here its validity was over. The network, a node or this process was
+    /// slower than the ttl: a longer ttl helps.
+    TooLate(Box<Report>),
+    /// [`shutdown`](crate::Redlock::shutdown) was called.
+    Closed,
+    /// A setting of the mutex was refused, before anything was sent.
+    Settings(SettingsError),
+}
+
+impl AcquireError {
+    /// What each node said in the last attempt, if the nodes were asked.
+    pub fn report(&self) -> Option<&Report> {
+        match self {
+            AcquireError::Held(held) => held.report(),
+            AcquireError::NoQuorum(report) | AcquireError::TooLate(report) => Some(report),
+            AcquireError::Closed | AcquireError::Settings(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AcquireError::Held(held) => held.fmt(f),
+            AcquireError::NoQuorum(report) => {
+                with_report(f, "no majority of the nodes answered", Some(report))
+            }
+            AcquireError::TooLate(report) => with_report(f, "acquired too late to be valid", Some(report)),
+            AcquireError::Closed => f.write_str("the Redlock is shut down"),
+            AcquireError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AcquireError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            AcquireError::Settings(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<SettingsError> for AcquireError {
+    fn from(error: SettingsError) -> Self {
+        AcquireError::Settings(error)
+    }
+}
+
+/// By whom a resource is held, as far as it is known.
+#[derive(Debug)]
+pub struct Held {
+    by: Option<Value>,
+    local: bool,
+    report: Option<Report>,
+}
+
+impl Held {
+    /// By a guard of this `Redlock` or a clone: found in the local queue, without asking the nodes.
+    pub(crate) fn locally() -> Self {
+        Held { by: None, local: true, report: None }
+    }
+
+    pub(crate) fn remotely(by: Option<Value>, report: Report) -> Self {
+        Held { by, local: false, report: Some(report) }
+    }
+
+    /// The holder's name, if a majority shows one value of ours.
+    pub fn holder(&self) -> Option<&str> {
+        self.by.as_ref().and_then(Value::holder)
+    }
+
+    /// The holder's metadata, if a majority shows it.
+    pub fn metadata(&self) -> Option<&str> {
+        self.by.as_ref().and_then(Value::metadata)
+    }
+
+    /// Whether a guard of this same `Redlock` holds it or waits for it. Mutexes are not reentrant.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
+    /// What each node said, if the nodes were asked.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.holder() {
+            Some(holder) => with_report(f, &format!("held by {holder}"), self.report()),
+            None if self.local => f.write_str("held by this same Redlock"),
+            None => with_report(f, "held by another", self.report()),
+        }
+    }
+}
+
+/// Why an extension brought nothing.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ExtendError {
+    /// The lock is lost or released, for good. Stop.
+    Lost,
+    /// Fewer nodes answered than make a majority. The old lease stands as it was; try again.
+    NoQuorum(Box<Report>),
+    /// A majority confirmed, but when it was known here the new validity was over as well. Stop.
+    TooLate,
+    /// The length was refused, before anything was sent. The old lease stands.
+    Settings(SettingsError),
+}
+
+impl fmt::Display for ExtendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExtendError::Lost => f.write_str("the lock is lost"),
+            ExtendError::NoQuorum(report) => {
+                with_report(f, "not extended: no majority of the nodes answered", Some(report))
+            }
+            ExtendError::TooLate => f.write_str("extended too late to be valid"),
+            ExtendError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ExtendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ExtendError::Settings(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<SettingsError> for ExtendError {
+    fn from(error: SettingsError) -> Self {
+        ExtendError::Settings(error)
+    }
+}
+
+/// Why [`run`](crate::Mutex::run) gave no result.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The lock was not acquired: nothing was run.
+    Acquire(AcquireError),
+    /// The lock was lost: the work was dropped where it stood, or had ended after the validity. It may be half done.
+    Lost,
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Acquire(error) => error.fmt(f),
+            RunError::Lost => f.write_str("the lock was lost during the work"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            RunError::Acquire(error) => Some(error),
+            RunError::Lost => None,
+        }
+    }
+}
+
+impl From<AcquireError> for RunError {
+    fn from(error: AcquireError) -> Self {
+        RunError::Acquire(error)
+    }
+}
+
+/// Less validity remains than was asked for: [`within`](crate::Guard::within).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{remaining:?} of validity remain, but {needed:?} are needed")]
+pub struct WithinError {
+    /// What was asked for.
+    pub needed: Duration,
+    /// What remains: zero if the lock is lost.
+    pub remaining: Duration,
+}
+
+/// The lock was not held any more when it was released: [`Release::ok`](crate::Release::ok).
+#[derive(Debug)]
+pub struct NotHeld(pub(crate) Box<crate::guard::Release>);
+
+impl NotHeld {
+    /// The release that found it so.
+    pub fn release(&self) -> &crate::guard::Release {
+        &self.0
+    }
+}
+
+impl fmt::Display for NotHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for NotHeld {}
+
+/// Why a resource could not be inspected.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// Fewer nodes answered than make a majority.
+    NoQuorum(Box<Report>),
+    /// A setting was refused, before anything was sent.
+    Settings(SettingsError),
+}
+
+impl fmt::Display for InspectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InspectError::NoQuorum(report) => {
+                with_report(f, "no majority of the nodes answered", Some(report))
+            }
+            InspectError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for InspectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            InspectError::Settings(error) => Some(error),
+            InspectError::NoQuorum(_) => None,
+        }
+    }
+}
+
+impl From<SettingsError> for InspectError {
+    fn from(error: SettingsError) -> Self {
+        InspectError::Settings(error)
+    }
+}
+
+/// Why a [`Redlock`](crate::Redlock) could not be set up.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// A setting was refused, before any connection was tried.
+    Settings(SettingsError),
+    /// Fewer nodes than make a majority could be reached and identified in time: each node's address, and the reason where
+    /// it was not.
+    NoQuorum {
+        /// Node by node; no reason for those that are up.
+        nodes: Vec<(String, Option<String>)>,
+    },
+    /// There is no tokio runtime here to live on.
+    NoRuntime,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::Settings(error) => error.fmt(f),
+            ConnectError::NoQuorum { nodes } => {
+                let up = nodes.iter().filter(|(_, reason)| reason.is_none()).count();
+                write!(f, "only {up} of {} nodes could be reached", nodes.len())?;
+                for (address, reason) in nodes.iter().filter_map(|(a, r)| r.as_ref().map(|r| (a, r))) {
+                    let separator = if f.alternate() { "\n" } else { "; " };
+                    write!(f, "{separator}{address}: {reason}")?;
+                }
+                Ok(())
+            }
+            ConnectError::NoRuntime => f.write_str("no tokio runtime is running here"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ConnectError::Settings(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<SettingsError> for ConnectError {
+    fn from(error: SettingsError) -> Self {
+        ConnectError::Settings(error)
+    }
+}
+
+/// `what; 5 nodes: ...` in one line, or `what` and a line for each node.
+pub(crate) fn with_report(f: &mut fmt::Formatter<'_>, what: &str, report: Option<&Report>) -> fmt::Result {
+    match report {
+        None => f.write_str(what),
+        Some(report) if f.alternate() => write!(f, "{what}\n{report:#}"),
+        Some(report) => write!(f, "{what}; {report}"),
+    }
+}

@@ -1,0 +1,222 @@
+//! A lock that is held, and views of it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::{self, Live};
+use crate::error::{ExtendError, NotHeld, WithinError, with_report};
+use crate::protocol::claim::ExtensionFailure;
+use crate::protocol::release::ReleaseOutcome;
+use crate::protocol::report::Report;
+use crate::protocol::settings::Terms;
+use crate::protocol::time::Instant;
+
+/// A held lock. It is renewed while it lives, and released when it is dropped.
+///
+/// A lock can be lost: when no majority of nodes could be reached for a whole ttl, when this process stood still for that
+/// long, or when the keys were deleted. Then [`lost`](Guard::lost) completes and [`is_valid`](Guard::is_valid) is false, for
+/// good. Whatever must not happen without the lock should be [raced](crate::Mutex::run) against the loss.
+///
+/// Dropping a guard sends the release and does not wait for it. Where the process ends right after, as at the end of `main`,
+/// nothing may be left to send it: end in [`release`](Guard::release) or [`shutdown`](crate::Redlock::shutdown). Otherwise the
+/// lock ends with its ttl. So it does in a process that forgets the guard (`mem::forget`) *and* ends; while it lives, a
+/// forgotten guard is renewed unless [`hold_at_most`](crate::Mutex::hold_at_most) bounds it.
+#[must_use = "a guard that is dropped at once releases the lock"]
+pub struct Guard {
+    live: Arc<Live>,
+    terms: Arc<Terms>,
+}
+
+impl Guard {
+    pub(crate) fn new(live: Arc<Live>, terms: Arc<Terms>) -> Self {
+        Guard { live, terms }
+    }
+
+    /// How long the holder may go on if nothing is extended: zero once the lock is lost. Local, no IO.
+    pub fn remaining(&self) -> Duration {
+        remaining(&self.live)
+    }
+
+    /// Whether the lock is valid at this moment. Local, no IO.
+    ///
+    /// It says nothing about the next moment: before a call that takes time, ask [`within`](Guard::within).
+    pub fn is_valid(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// Makes sure that at least `needed` remains: before a call with that timeout. Local, no IO.
+    ///
+    /// # Errors
+    ///
+    /// If less remains.
+    pub fn within(&self, needed: Duration) -> Result<(), WithinError> {
+        within(&self.live, needed)
+    }
+
+    /// A new lease of length `ttl` from now; never shorter than the one that stands. Renewals go on as before.
+    ///
+    /// # Errors
+    ///
+    /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`] and
+    /// [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Settings`] if `ttl` is above the `max_ttl` or not above
+    /// drift plus margin.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the extension may or may not happen. The lock is not released by it.
+    pub async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
+        let ttl = self.terms.check_extension(ttl)?;
+        driver::extend(&self.live, ttl).await.map_err(|failure| match failure {
+            ExtensionFailure::Lost => ExtendError::Lost,
+            ExtensionFailure::NoQuorum(report) => ExtendError::NoQuorum(Box::new(report)),
+        })?;
+        if self.is_valid() { Ok(()) } else { Err(ExtendError::TooLate) }
+    }
+
+    /// Completes when the lock is lost: a margin before its validity ends, or at once when a majority of nodes shows that
+    /// the keys are gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe; ask again as often as you like.
+    pub async fn lost(&self) {
+        ended(&self.live, self.terms.margin).await;
+    }
+
+    /// A view of this guard that can be cloned and sent to other tasks.
+    pub fn watch(&self) -> Watch {
+        Watch { live: self.live.clone(), margin: self.terms.margin }
+    }
+
+    /// What each node said to the acquisition, those that answered after the majority included.
+    pub fn votes(&self) -> Report {
+        self.live.votes().expect("a claim that was won has votes")
+    }
+
+    /// What each node said last: to an extension if there was one, else to the acquisition.
+    pub fn last_answers(&self) -> Report {
+        self.live.last_answers().expect("a claim that was won has votes")
+    }
+
+    /// Gives the lock back and waits until a majority of nodes has said what became of it, at most for the node timeout.
+    ///
+    /// Releasing a lock that was lost is no error: the outcome says so.
+    ///
+    /// # Cancel safety
+    ///
+    /// The release is sent when the future is first polled, or dropped. Dropped later, only its outcome is not heard.
+    pub async fn release(self) -> Release {
+        let (outcome, report) = driver::release(&self.live).await;
+        Release { outcome, proven: None, report }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        driver::let_go(&self.live);
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("key", self.live.key()).field("remaining", &self.remaining()).finish()
+    }
+}
+
+/// A view of a [`Guard`]: can be cloned and sent, does not hold the lock, and goes on to answer after the guard is gone.
+#[derive(Clone)]
+pub struct Watch {
+    live: Arc<Live>,
+    margin: Duration,
+}
+
+impl Watch {
+    /// As [`Guard::lost`]; completes as well when the guard is released or dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn lost(&self) {
+        ended(&self.live, self.margin).await;
+    }
+
+    /// As [`Guard::is_valid`].
+    pub fn is_valid(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// As [`Guard::remaining`].
+    pub fn remaining(&self) -> Duration {
+        remaining(&self.live)
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("key", self.live.key()).field("remaining", &self.remaining()).finish()
+    }
+}
+
+fn remaining(live: &Live) -> Duration {
+    live.valid_until().since(live.now())
+}
+
+fn within(live: &Live, needed: Duration) -> Result<(), WithinError> {
+    let remaining = remaining(live);
+    if remaining >= needed && !remaining.is_zero() { Ok(()) } else { Err(WithinError { needed, remaining }) }
+}
+
+/// The end of the validity is a local matter: this waits on the clock by itself, whatever the network and the keeper do.
+async fn ended(live: &Live, margin: Duration) {
+    loop {
+        let told = live.told();
+        let lost_at: Instant = live.valid_until() - margin;
+        if live.has_ended() || live.now() >= lost_at {
+            return;
+        }
+        tokio::select! {
+            () = told => {}
+            () = live.doors.clock.sleep_until(lost_at) => {}
+        }
+    }
+}
+
+/// What became of a lock that was released.
+#[derive(Clone, Debug)]
+#[must_use = "the outcome says whether the lock was held until the end; `.ok()?` makes that an error"]
+pub struct Release {
+    /// What the nodes say.
+    pub outcome: ReleaseOutcome,
+    /// Whether it is proven that nobody else held the resource meanwhile. `None`: this kind of lock proves nothing.
+    pub proven: Option<bool>,
+    /// Node by node.
+    pub report: Report,
+}
+
+impl Release {
+    /// Turns a lock that was not held until the release into an error. [`ReleaseOutcome::Unknown`] is none: nothing speaks
+    /// against it.
+    ///
+    /// # Errors
+    ///
+    /// If the lock had expired or was taken over.
+    pub fn ok(self) -> Result<(), NotHeld> {
+        match self.outcome {
+            ReleaseOutcome::Released | ReleaseOutcome::Unknown => Ok(()),
+            ReleaseOutcome::Expired | ReleaseOutcome::TakenOver => Err(NotHeld(Box::new(self))),
+        }
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.outcome {
+            ReleaseOutcome::Released => "released",
+            ReleaseOutcome::Expired => "had expired before the release",
+            ReleaseOutcome::TakenOver => "had been taken over before the release",
+            ReleaseOutcome::Unknown => "released as far as nodes could be reached",
+        };
+        with_report(f, what, Some(&self.report))
+    }
+}

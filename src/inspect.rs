@@ -1,0 +1,85 @@
+//! What the nodes show of a resource, for people.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{InspectError, with_report};
+use crate::protocol::command::{Answer, Value};
+use crate::protocol::look::Look;
+use crate::protocol::report::Report;
+use crate::protocol::round::Round;
+use crate::protocol::settings::Terms;
+
+/// What the nodes showed of a resource at one moment. It may have changed since.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    value: Option<Value>,
+    expires_in: Option<Duration>,
+    by_majority: bool,
+    report: Report,
+}
+
+impl Inspection {
+    pub(crate) fn of(round: &Round, terms: &Terms) -> Result<Self, InspectError> {
+        let report = round.report(terms);
+        match Look::of(round, terms.quorum) {
+            Look::Busy { value, free_in } => {
+                Ok(Inspection { value: Some(value), expires_in: free_in, by_majority: true, report })
+            }
+            Look::Split | Look::Pending => {
+                let value = round.answers().flatten().find_map(value_seen).cloned();
+                Ok(Inspection { value, expires_in: None, by_majority: false, report })
+            }
+            Look::Unknown => Err(InspectError::NoQuorum(Box::new(report))),
+        }
+    }
+
+    /// Whether one value stands on a majority of the nodes: somebody holds the resource.
+    pub fn by_majority(&self) -> bool {
+        self.by_majority
+    }
+
+    /// The holder's name. Where there is no majority, of somebody who has a node; `None` if no key stands, or none of ours.
+    pub fn holder(&self) -> Option<&str> {
+        self.value.as_ref().and_then(Value::holder)
+    }
+
+    /// The text that the holder put beside its name.
+    pub fn metadata(&self) -> Option<&str> {
+        self.value.as_ref().and_then(Value::metadata)
+    }
+
+    /// The value that stands, whoever wrote it: other libraries write values of other forms.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.value.as_ref().map(Value::as_bytes)
+    }
+
+    /// When a majority of nodes will be free if nobody extends. `None` without a holder, or if its keys never expire.
+    pub fn expires_in(&self) -> Option<Duration> {
+        self.expires_in
+    }
+
+    /// Node by node.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+fn value_seen(answer: &Answer) -> Option<&Value> {
+    match answer {
+        Answer::Seen(Some(sighting)) => Some(&sighting.value),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match (self.by_majority, &self.value, self.holder()) {
+            (true, _, Some(holder)) => format!("held by {holder}"),
+            (true, _, None) => "held by another kind of client".to_owned(),
+            (false, Some(_), _) => "held by nobody, though keys stand".to_owned(),
+            (false, None, _) => "free".to_owned(),
+        };
+        with_report(f, &what, Some(&self.report))
+    }
+}

@@ -1,0 +1,110 @@
+//! The keeper: one task for all held claims of a deployment, which wakes each when it is due, from one heap of timers.
+//!
+//! It only wakes them. What a claim does then (extend, give up on a silent node, signal the loss) is the claim's affair.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::driver::{Live, lock};
+use crate::protocol::claim::Event;
+use crate::protocol::time::Instant;
+
+#[derive(Default)]
+pub(crate) struct Keeper {
+    /// By the moment at which they are due; the number tells apart those due at the same moment.
+    held: Mutex<BTreeMap<(Instant, u64), Arc<Live>>>,
+    numbers: AtomicU64,
+    /// Until when the task sleeps, in nanoseconds. Only what is due earlier needs to wake it.
+    asleep_until: AtomicU64,
+    earlier: Notify,
+    let_go: Notify,
+    stopped: AtomicBool,
+}
+
+impl Keeper {
+    pub(crate) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn schedule(&self, live: &Arc<Live>, due: Instant) {
+        let mut held = lock(&self.held);
+        held.insert((due, live.number), live.clone());
+        // Read under the lock: the task writes it under the same lock, before it goes to sleep.
+        let wake = due.as_nanos() < self.asleep_until.load(Ordering::Relaxed);
+        drop(held);
+        if wake {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Moves a claim to another moment, or lets it go.
+    pub(crate) fn reschedule(&self, live: &Arc<Live>, from: Instant, to: Option<Instant>) {
+        if to == Some(from) {
+            return;
+        }
+        let former = lock(&self.held).remove(&(from, live.number));
+        match to {
+            Some(due) => self.schedule(live, due),
+            None => self.let_go.notify_waiters(),
+        }
+        drop(former);
+    }
+
+    /// All that is held, in the order in which it is due.
+    pub(crate) fn held(&self) -> Vec<Arc<Live>> {
+        lock(&self.held).values().cloned().collect()
+    }
+
+    /// Completes when nothing is held any more, or at `deadline`.
+    pub(crate) async fn idle(&self, clock: &dyn Clock, deadline: Instant) {
+        let mut over = clock.sleep_until(deadline);
+        loop {
+            let let_go = self.let_go.notified();
+            if lock(&self.held).is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = let_go => {}
+                () = &mut over => return,
+            }
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.earlier.notify_one();
+    }
+
+    /// The task. Ends when the last handle, guard and watch of the deployment is gone.
+    pub(crate) async fn run(self: Arc<Self>, clock: Arc<dyn Clock>) {
+        while !self.stopped.load(Ordering::Acquire) {
+            match self.first_due(clock.now()) {
+                Ok(live) => {
+                    live.feed(Event::Tick);
+                    // The claim may be at work on another thread, and take the event in only then.
+                    tokio::task::yield_now().await;
+                }
+                Err(next) => tokio::select! {
+                    () = self.earlier.notified() => {}
+                    () = clock.sleep_until(next) => {}
+                },
+            }
+        }
+    }
+
+    /// A claim that is due, or until when to sleep.
+    fn first_due(&self, now: Instant) -> Result<Arc<Live>, Instant> {
+        let held = lock(&self.held);
+        let next = match held.first_key_value() {
+            Some(((due, _), live)) if now >= *due => return Ok(live.clone()),
+            Some(((due, _), _)) => *due,
+            None => Instant::NEVER,
+        };
+        self.asleep_until.store(next.as_nanos(), Ordering::Relaxed);
+        Err(next)
+    }
+}

@@ -1,0 +1,91 @@
+//! A lock that several machines share, kept by a majority of independent Redis or Valkey nodes.
+//!
+//! ```
+//! use std::time::Duration;
+//! use redlock_quorum::MemoryNodes;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let redlock = MemoryNodes::new(5).redlock(); // Redlock::builder().nodes([..]).connect().await? for real ones
+//!
+//! let guard = redlock.mutex("invoices/42").ttl(Duration::from_secs(10)).acquire().await?;
+//! // ... the lock is renewed as long as the guard lives ...
+//! guard.release().await.ok()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it promises
+//!
+//! At most one client holds a resource at any time, as long as
+//!
+//! * every node that votes has kept its memory for the longest ttl,
+//! * the clocks of clients and nodes advance at rates within the [drift allowance](RedlockBuilder::drift) over one ttl,
+//! * all clients of a namespace use the same nodes and the same `max_ttl`,
+//! * the holder stops using the resource when its [validity](Guard::remaining) ends.
+//!
+//! A free resource is acquired while a majority of the nodes answers, and a holder that dies blocks others for at most its
+//! ttl.
+//!
+//! # What it does not promise
+//!
+//! That work is done exactly once. That a holder which was paused for longer than its ttl notices before its next write: only
+//! a store that checks can refuse that. That it holds when clocks jump, or when a node votes that forgot what it had granted;
+//! the protection against the latter is not built yet. Redis Cluster and replicas are no nodes.
+//!
+//! # How it is made
+//!
+//! A [pure protocol](https://docs.rs/redlock-quorum) turns events into actions; one driver performs them through three
+//! doors: the nodes, the clock, and the random numbers. `docs/architecture.md` in the repository is the map.
+#![forbid(unsafe_code)]
+
+mod driver;
+mod error;
+mod guard;
+mod inspect;
+mod keeper;
+mod mutex;
+mod queue;
+mod redlock;
+
+// The protocol and the doors: open to tests and simulations, and without any promise of stability.
+#[cfg(not(feature = "sim"))]
+#[allow(unreachable_pub)]
+mod clock;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod clock;
+#[cfg(not(feature = "sim"))]
+#[allow(unreachable_pub)]
+mod entropy;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod entropy;
+#[cfg(not(feature = "sim"))]
+#[allow(unreachable_pub)]
+mod node;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod node;
+#[cfg(not(feature = "sim"))]
+#[allow(unreachable_pub)]
+mod protocol;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod protocol;
+
+pub use error::{
+    AcquireError, ConnectError, ExtendError, Held, InspectError, NotHeld, RunError, SettingsError,
+    WithinError,
+};
+pub use guard::{Guard, Release, Watch};
+pub use inspect::Inspection;
+pub use mutex::Mutex;
+pub use node::memory::MemoryNodes;
+#[cfg(feature = "redis")]
+pub use node::redis::NodeConfig;
+pub use protocol::release::ReleaseOutcome;
+pub use protocol::report::{NodeReport, Report};
+pub use protocol::settings::Renewal;
+pub use protocol::wait::Backoff;
+pub use redlock::{Redlock, RedlockBuilder, Shutdown};

@@ -1,0 +1,279 @@
+//! What is to be locked, and how: a description without IO, until one of its verbs is awaited.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::{self, Defeat, Live};
+use crate::error::{AcquireError, Held, InspectError, RunError, SettingsError};
+use crate::guard::Guard;
+use crate::inspect::Inspection;
+use crate::protocol::claim::{Claim, Why};
+use crate::protocol::command::{Key, Signature};
+use crate::protocol::settings::{Renewal, Terms, Wishes, check_resource, check_signature, check_wait};
+use crate::protocol::time::Instant;
+use crate::protocol::wait::{Backoff, Patience};
+use crate::queue::Place;
+use crate::redlock::Core;
+
+/// A lock on one resource, described: nothing is asked before a verb is awaited, and each use begins anew.
+///
+/// Settings that were not given come from the [`Redlock`](crate::Redlock) that made it.
+#[derive(Clone)]
+pub struct Mutex {
+    core: Arc<Core>,
+    namespace: Arc<str>,
+    resource: Vec<u8>,
+    wishes: Wishes,
+    wait: Duration,
+    metadata: Option<String>,
+}
+
+impl Mutex {
+    pub(crate) fn new(core: Arc<Core>, namespace: Arc<str>, resource: &[u8]) -> Self {
+        let wishes = core.wishes.clone();
+        Mutex { wishes, wait: core.wait, namespace, resource: resource.to_vec(), core, metadata: None }
+    }
+
+    /// How long the lock lives if its holder dies. In whole milliseconds; 10 s by default. While the guard lives it is
+    /// renewed, so this need not be as long as the work.
+    ///
+    /// Must be above drift plus margin, and at most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.wishes.max_ttl = Some(self.wishes.max_ttl.unwrap_or(self.wishes.ttl));
+        self.wishes.ttl = ttl;
+        self
+    }
+
+    /// For how long [`acquire`](Mutex::acquire) waits, the time in the local queue included; 30 s by default.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Waits as long as it takes.
+    pub fn wait_forever(self) -> Self {
+        self.wait(Duration::MAX)
+    }
+
+    /// How long to rest between attempts.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.wishes.backoff = backoff;
+        self
+    }
+
+    /// When the held lock is extended by itself.
+    pub fn renewal(mut self, renewal: Renewal) -> Self {
+        self.wishes.renewal = renewal;
+        self
+    }
+
+    /// Ends the hold this long after it was asked for, whatever is extended: against a holder that lives but hangs.
+    pub fn hold_at_most(mut self, bound: Duration) -> Self {
+        self.wishes.hold_at_most = bound;
+        self
+    }
+
+    /// A text that is stored beside the holder while the lock is held, for those who [inspect](Mutex::inspect) it.
+    pub fn metadata(mut self, metadata: impl Into<String>) -> Self {
+        self.metadata = Some(metadata.into());
+        self
+    }
+
+    /// Waits until the resource is held, at most for the [`wait`](Mutex::wait).
+    ///
+    /// # Errors
+    ///
+    /// [`AcquireError::Held`] if another held it to the end, [`AcquireError::NoQuorum`] if too few nodes answered,
+    /// [`AcquireError::TooLate`] if the validity was over before the lock was known to be won, [`AcquireError::Closed`] after
+    /// a shutdown, [`AcquireError::Settings`] for settings that do not fit. In each case nothing is held.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at any moment, the attempt is rolled back on every node that it may have reached.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let redlock = redlock_quorum::MemoryNodes::new(5).redlock();
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// assert!(guard.is_valid());
+    /// guard.release().await.ok()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn acquire(&self) -> Result<Guard, AcquireError> {
+        check_wait(self.wait)?;
+        let request = self.check()?;
+        let deadline = self.core.doors.clock.now() + self.wait;
+        let place = self.place(&request.key, deadline).await?;
+        self.claim(request, Patience::Until(deadline), place).await
+    }
+
+    /// Acquires the resource if nobody holds it: `None` if somebody does. Does not wait for a holder, and settles split votes:
+    /// of several that try at once, one gets it.
+    ///
+    /// A guard of this same `Redlock`, or a caller that waits for one, is found without asking the nodes.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Mutex::acquire), without [`AcquireError::Held`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Mutex::acquire).
+    pub async fn try_acquire(&self) -> Result<Option<Guard>, AcquireError> {
+        let request = self.check()?;
+        if self.core.is_closed() {
+            return Err(AcquireError::Closed);
+        }
+        let Some(place) = self.core.places.try_enter(&request.key) else { return Ok(None) };
+        match self.claim(request, Patience::Once, place).await {
+            Ok(guard) => Ok(Some(guard)),
+            Err(AcquireError::Held(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Acquires, runs `work` while the lock is renewed, and releases. If the lock is lost, `work` is dropped where it
+    /// stands; a future is dropped only where it awaits, so blocking code should ask [`Guard::within`].
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Acquire`] as for [`acquire`](Mutex::acquire): nothing was run. [`RunError::Lost`] if the lock was lost before
+    /// the work was done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the work is dropped and the lock is released.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let redlock = redlock_quorum::MemoryNodes::new(5).redlock();
+    /// # async fn charge() -> u32 { 42 }
+    /// let total = redlock.mutex("invoices/42").run(async |_guard| charge().await).await?;
+    /// assert_eq!(total, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run<T>(&self, work: impl AsyncFnOnce(&Guard) -> T) -> Result<T, RunError> {
+        let guard = self.acquire().await?;
+        run_under(guard, work).await
+    }
+
+    /// As [`run`](Mutex::run), or `None` without running anything if the resource is held.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Mutex::run), without [`AcquireError::Held`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`run`](Mutex::run).
+    pub async fn try_run<T>(&self, work: impl AsyncFnOnce(&Guard) -> T) -> Result<Option<T>, RunError> {
+        match self.try_acquire().await? {
+            Some(guard) => run_under(guard, work).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What the nodes show of the resource now. Takes nothing, changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError::NoQuorum`] if too few nodes answered within the node timeout, [`InspectError::Settings`] for a resource
+    /// or settings that are refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn inspect(&self) -> Result<Inspection, InspectError> {
+        let request = self.check()?;
+        let round = driver::survey(&self.core.doors, &request.terms, &request.key).await;
+        Inspection::of(&round, &request.terms)
+    }
+
+    fn check(&self) -> Result<Request, SettingsError> {
+        check_resource(&self.resource)?;
+        check_signature(&self.core.holder, self.metadata.as_deref())?;
+        let terms = Arc::new(self.wishes.check(&self.core.names)?);
+        let signature = Signature::new(&self.core.holder, self.metadata.as_deref());
+        Ok(Request { key: Key::of_lock(&self.namespace, &self.resource), signature, terms })
+    }
+
+    async fn place(&self, key: &Key, deadline: Instant) -> Result<Place, AcquireError> {
+        if self.core.is_closed() {
+            return Err(AcquireError::Closed);
+        }
+        if let Some(place) = self.core.places.try_enter(key) {
+            return Ok(place);
+        }
+        tokio::select! {
+            biased;
+            () = self.core.closed() => Err(AcquireError::Closed),
+            place = self.core.places.enter(key) => Ok(place),
+            () = self.core.doors.clock.sleep_until(deadline) => Err(AcquireError::Held(Box::new(Held::locally()))),
+        }
+    }
+
+    async fn claim(&self, request: Request, patience: Patience, place: Place) -> Result<Guard, AcquireError> {
+        let Request { key, signature, terms } = request;
+        let claim = Claim::new(key.clone(), signature, terms.clone(), patience);
+        let live = Live::new(self.core.doors.clone(), key, claim, place);
+        let won = tokio::select! {
+            biased;
+            () = self.core.closed() => return Err(AcquireError::Closed),
+            won = driver::win(&live) => won,
+        };
+        match won {
+            Ok(()) => Ok(Guard::new(live, terms)),
+            Err(Defeat::TooLate(report)) => Err(AcquireError::TooLate(Box::new(report))),
+            Err(Defeat::Failed(failure)) => {
+                let report = failure.report;
+                Err(match failure.why {
+                    Why::Held { by } => AcquireError::Held(Box::new(Held::remotely(by, report))),
+                    Why::NoQuorum => AcquireError::NoQuorum(Box::new(report)),
+                    Why::TooLate => AcquireError::TooLate(Box::new(report)),
+                })
+            }
+        }
+    }
+}
+
+/// A mutex whose settings were found good.
+struct Request {
+    key: Key,
+    signature: Signature,
+    terms: Arc<Terms>,
+}
+
+async fn run_under<T>(guard: Guard, work: impl AsyncFnOnce(&Guard) -> T) -> Result<T, RunError> {
+    let done = tokio::select! {
+        biased;
+        () = guard.lost() => None,
+        done = work(&guard) => Some(done),
+    };
+    // The work may have kept the runtime busy until long after the end.
+    let done = done.filter(|_| guard.is_valid());
+    let _ = guard.release().await;
+    done.ok_or(RunError::Lost)
+}
+
+impl IntoFuture for Mutex {
+    type Output = Result<Guard, AcquireError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    /// As [`acquire`](Mutex::acquire).
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.acquire().await })
+    }
+}
+
+impl fmt::Debug for Mutex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mutex({:?})", Key::of_lock(&self.namespace, &self.resource))
+    }
+}

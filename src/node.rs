@@ -1,0 +1,61 @@
+//! The node door: one independent server, or something that behaves like one, to which commands are submitted.
+
+use std::sync::Arc;
+
+use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
+use crate::protocol::round::RoundId;
+
+pub mod memory;
+mod owed;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+
+/// One node.
+///
+/// Commands take effect in the order in which they were submitted, as far as they take effect at all.
+pub trait Node: Send + Sync + 'static {
+    /// Hands over a command. Never blocks and never fails: what goes wrong is an [`Answer::Unknown`] to the reply, which
+    /// may come before this returns.
+    fn submit(&self, command: Command, reply: Reply);
+}
+
+/// Where the answers to a round are heard.
+pub trait Listener: Send + Sync + 'static {
+    /// A node answered. Called once for each command, from any thread, also from within [`Node::submit`].
+    fn hear(self: Arc<Self>, round: RoundId, node: NodeIndex, answer: Answer);
+}
+
+/// The duty to answer one command. Dropped unanswered, it answers "unknown, may have run".
+pub struct Reply {
+    listener: Option<Arc<dyn Listener>>,
+    round: RoundId,
+    node: NodeIndex,
+}
+
+impl Reply {
+    /// The answer of a node to a command of a round goes to the listener.
+    pub fn new(listener: Arc<dyn Listener>, round: RoundId, node: NodeIndex) -> Self {
+        Reply { listener: Some(listener), round, node }
+    }
+
+    /// Nobody wants to know.
+    #[cfg(feature = "redis")]
+    pub(crate) fn to_nobody() -> Self {
+        Reply { listener: None, round: RoundId(0), node: 0 }
+    }
+
+    /// Answers.
+    pub fn answer(mut self, answer: Answer) {
+        if let Some(listener) = self.listener.take() {
+            listener.hear(self.round, self.node, answer);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.hear(self.round, self.node, Answer::Unknown(Unknown::ConnectionLost));
+        }
+    }
+}

@@ -1,0 +1,19 @@
+-- Releases a lock: deletes the key if the value is the one that was written by whoever asks.
+--
+-- KEYS[1]  the lock key
+-- ARGV[1]  the value, compared whole
+--
+-- Returns 1 if the key is deleted, 0 if it was missing, -1 if another value stands.
+
+local value = redis.call('GET', KEYS[1])
+
+if value == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+  return 1
+end
+
+if value then
+  return -1
+end
+
+return 0

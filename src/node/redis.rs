@@ -1,0 +1,465 @@
+//! A Redis or Valkey server as a node: a task that owns the one connection to it.
+//!
+//! All commands that wait are sent in one pipeline, in order, as soon as they come; the task never waits for an answer
+//! before it sends the next. While the connection is down commands are refused at once, and the connection is tried again
+//! after every kind of error, for ever. Nothing is sent twice, with two exceptions: a release that was not answered is sent
+//! first when the connection is back, and what a server refused for want of a script is sent again with the script.
+
+mod address;
+mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::stream::{FuturesOrdered, StreamExt};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ConnectionAddr, InfoDict, RedisConnectionInfo, Value as Wire};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant as Timer, sleep, timeout};
+
+pub use self::address::NodeConfig;
+pub(crate) use self::address::Target;
+use self::wire::{Form, Read, SCRIPTS, decode, encode};
+use super::owed::{Owed, owed_until};
+use super::{Node, Reply};
+use crate::clock::Clock;
+use crate::driver::lock;
+use crate::protocol::command::{Answer, Command, Unknown};
+use crate::protocol::time::Instant;
+use crate::protocol::wait::Backoff;
+
+/// Batches on their way at most. What comes on top waits and goes out as one larger batch.
+const MOST_BATCHES: usize = 48;
+
+/// The queue between us and the crate's writer: longer than [`MOST_BATCHES`], so that handing over a batch never waits.
+const WRITER_QUEUE: usize = 64;
+
+/// Commands in one batch at most.
+const MOST_COMMANDS: usize = 1024;
+
+/// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
+const TIMEOUTS_IN_A_ROW: u32 = 3;
+
+/// The rests between attempts to connect.
+const RECONNECT: Backoff = Backoff { shortest: Duration::from_millis(20), longest: Duration::from_secs(1) };
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) node: Duration,
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    /// The first attempt to connect is under way.
+    Connecting,
+    Up,
+    Down(String),
+}
+
+impl State {
+    /// Waits for the end of the first attempt to connect.
+    pub(crate) async fn is_up_at_first(state: &mut watch::Receiver<State>) -> bool {
+        match state.wait_for(|state| !matches!(state, State::Connecting)).await {
+            Ok(state) => matches!(*state, State::Up),
+            Err(_) => false,
+        }
+    }
+
+    /// Why the node is not up.
+    pub(crate) fn reason(&self) -> Option<String> {
+        match self {
+            State::Connecting => Some("still connecting".to_owned()),
+            State::Up => None,
+            State::Down(reason) => Some(reason.clone()),
+        }
+    }
+}
+
+/// Which server is behind which node: a server that is named twice under two addresses has one vote.
+#[derive(Default)]
+pub(crate) struct Identities {
+    run_ids: Mutex<BTreeMap<String, String>>,
+}
+
+impl Identities {
+    /// The server belongs to the node `name` from now on, unless it belongs to another, which is returned.
+    fn claim(&self, run_id: &str, name: &str) -> Result<(), String> {
+        let mut run_ids = lock(&self.run_ids);
+        match run_ids.get(run_id) {
+            Some(other) if other != name => Err(other.clone()),
+            _ => {
+                run_ids.insert(run_id.to_owned(), name.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    fn let_go(&self, run_id: &str) {
+        lock(&self.run_ids).remove(run_id);
+    }
+}
+
+/// The handle on the task of one node.
+pub(crate) struct RedisNode {
+    jobs: mpsc::UnboundedSender<Job>,
+    clock: Arc<dyn Clock>,
+}
+
+/// A command, and the duty to answer it.
+struct Job {
+    command: Command,
+    reply: Reply,
+    form: Form,
+    /// Until when a release is owed.
+    owed_until: Instant,
+}
+
+impl RedisNode {
+    /// Starts the task.
+    pub(crate) fn start(
+        runtime: &Handle,
+        target: Target,
+        timeouts: Timeouts,
+        clock: Arc<dyn Clock>,
+        identities: Arc<Identities>,
+    ) -> (Arc<dyn Node>, watch::Receiver<State>) {
+        let (jobs, inbox) = mpsc::unbounded_channel();
+        let (state, watched) = watch::channel(State::Connecting);
+        let owed = Owed::default();
+        let actor = Actor { target, timeouts, clock: clock.clone(), identities, inbox, owed, state };
+        runtime.spawn(actor.run());
+        (Arc::new(RedisNode { jobs, clock }), watched)
+    }
+}
+
+impl Node for RedisNode {
+    fn submit(&self, command: Command, reply: Reply) {
+        let owed_until = owed_until(&command, self.clock.now());
+        // If the task is gone with its runtime, the job is dropped, and its reply says so.
+        let _ = self.jobs.send(Job { command, reply, form: Form::Hashed, owed_until });
+    }
+}
+
+struct Actor {
+    target: Target,
+    timeouts: Timeouts,
+    clock: Arc<dyn Clock>,
+    identities: Arc<Identities>,
+    inbox: mpsc::UnboundedReceiver<Job>,
+    owed: Owed,
+    state: watch::Sender<State>,
+}
+
+/// A living connection.
+struct Link {
+    connection: MultiplexedConnection,
+    /// Reads and writes; completes when the connection is lost. Polled here, in the node's own task, so that no command
+    /// has to change tasks.
+    driver: Driver,
+    form: Form,
+    run_id: Option<String>,
+}
+
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The commands of one pipeline that was sent and not answered.
+struct Batch {
+    jobs: Vec<Job>,
+    sent_at: Timer,
+}
+
+/// No handle is left, and nothing is on its way: the task ends.
+struct Abandoned;
+
+impl Actor {
+    async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let reason = match self.connect().await {
+                Err(Abandoned) => return,
+                Ok(Err(reason)) => reason,
+                Ok(Ok(link)) => {
+                    failures = 0;
+                    self.tell(State::Up);
+                    let run_id = link.run_id.clone();
+                    let ending = self.serve(link).await;
+                    run_id.iter().for_each(|run_id| self.identities.let_go(run_id));
+                    match ending {
+                        Err(Abandoned) => return,
+                        Ok(reason) => reason.to_owned(),
+                    }
+                }
+            };
+            self.tell(State::Down(reason));
+            failures += 1;
+            let rest = RECONNECT.delay(failures, rand::random());
+            if let Err(Abandoned) = self.refusing(sleep(rest)).await {
+                return;
+            }
+        }
+    }
+
+    fn tell(&self, state: State) {
+        let before = self.state.send_replace(state.clone());
+        let node = self.target.name();
+        match (before, state) {
+            (State::Connecting, State::Up) => tracing::debug!(node, "connected"),
+            (_, State::Up) => tracing::info!(node, "connected again"),
+            (State::Down(before), State::Down(reason)) if before == reason => {}
+            (_, State::Down(reason)) => tracing::warn!(node, reason, "not connected"),
+            (_, State::Connecting) => {}
+        }
+    }
+
+    /// One attempt to connect. Only during the very first do commands wait for it.
+    async fn connect(&mut self) -> Result<Result<Link, String>, Abandoned> {
+        let attempt = timeout(self.timeouts.connect, establish(self.target.info().clone(), self.timeouts));
+        let is_first = matches!(*self.state.borrow(), State::Connecting);
+        let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
+        let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
+        Ok(connected.and_then(|link| self.identify(link)))
+    }
+
+    /// A server has one vote, whatever it is called.
+    fn identify(&self, link: Link) -> Result<Link, String> {
+        if let Some(run_id) = &link.run_id {
+            let claimed = self.identities.claim(run_id, self.target.name());
+            claimed.map_err(|other| format!("is the same server as {other}"))?;
+        }
+        Ok(link)
+    }
+
+    /// Refuses commands until `what` is done.
+    async fn refusing<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Abandoned> {
+        let mut what = std::pin::pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut what => return Ok(done),
+                job = self.inbox.recv() => match job {
+                    Some(job) => self.fail(job, Unknown::NotConnected),
+                    None => return Err(Abandoned),
+                },
+            }
+        }
+    }
+
+    /// A command that will not be answered. A release is remembered.
+    fn fail(&mut self, job: Job, unknown: Unknown) {
+        self.owed.remember(job.command, job.owed_until, self.clock.now());
+        job.reply.answer(Answer::Unknown(unknown));
+    }
+
+    /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
+    async fn serve(&mut self, mut link: Link) -> Result<&'static str, Abandoned> {
+        let mut waiting: Vec<Job> = self.owed_jobs();
+        let mut batches: VecDeque<Batch> = VecDeque::new();
+        let mut answers = FuturesOrdered::new();
+        let mut abandoned = false;
+        let patience = self.timeouts.node * TIMEOUTS_IN_A_ROW;
+        let mut alarm = std::pin::pin!(sleep(Duration::ZERO));
+        let mut alarm_is_set = false;
+
+        let reason = loop {
+            if !waiting.is_empty() && batches.len() < MOST_BATCHES {
+                let jobs = std::mem::take(&mut waiting);
+                answers.push_back(send(&link, &jobs));
+                batches.push_back(Batch { jobs, sent_at: Timer::now() });
+                if !alarm_is_set {
+                    alarm.as_mut().reset(Timer::now() + patience);
+                    alarm_is_set = true;
+                }
+            }
+            if abandoned && batches.is_empty() {
+                return Err(Abandoned);
+            }
+            tokio::select! {
+                biased;
+                () = &mut link.driver => break "connection lost",
+                Some(answered) = answers.next(), if !batches.is_empty() => {
+                    let batch = batches.pop_front().expect("a batch for each answer");
+                    match answered {
+                        Ok(replies) => waiting.extend(hand_out(batch, replies)),
+                        Err(_) => {
+                            batches.push_front(batch);
+                            break "connection lost";
+                        }
+                    }
+                }
+                received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !abandoned && batches.len() < MOST_BATCHES => {
+                    waiting.iter_mut().for_each(|job| if job.form == Form::Hashed { job.form = link.form });
+                    abandoned = received == 0;
+                }
+                () = &mut alarm, if alarm_is_set => match batches.front() {
+                    None => alarm_is_set = false,
+                    Some(oldest) if oldest.sent_at.elapsed() >= patience => {
+                        self.farewell(&mut link, &mut waiting).await;
+                        break "no answer for three node timeouts";
+                    }
+                    Some(oldest) => alarm.as_mut().reset(oldest.sent_at + patience),
+                },
+            }
+        };
+        let unanswered = batches.into_iter().flat_map(|batch| batch.jobs);
+        unanswered.for_each(|job| self.fail(job, Unknown::ConnectionLost));
+        waiting.into_iter().for_each(|job| self.fail(job, Unknown::NotConnected));
+        Ok(reason)
+    }
+
+    fn owed_jobs(&mut self) -> Vec<Job> {
+        let owed = self.owed.take(self.clock.now());
+        if !owed.is_empty() {
+            tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
+        }
+        let job = |(command, owed_until)| Job {
+            command,
+            reply: Reply::to_nobody(),
+            form: Form::Hashed,
+            owed_until,
+        };
+        owed.into_iter().map(job).collect()
+    }
+
+    /// Before a connection that does not answer is let go, the releases that wait are written on it: there, they come
+    /// after the keys that they release, if the server ever reads them.
+    async fn farewell(&mut self, link: &mut Link, waiting: &mut Vec<Job>) {
+        while let Ok(job) = self.inbox.try_recv() {
+            waiting.push(job);
+        }
+        let releases = waiting.iter().filter(|job| matches!(job.command, Command::Release { .. }));
+        let mut pipeline = redis::Pipeline::new();
+        releases.for_each(|job| {
+            pipeline.add_command(encode(&job.command, Form::Full));
+        });
+        if !pipeline.is_empty() {
+            let mut connection = link.connection.clone();
+            let count = pipeline.len();
+            let mut written = std::pin::pin!(connection.send_packed_commands(&pipeline, 0, count));
+            // Polled once each: handed over, and written as far as the socket takes it. An answer is not expected.
+            let _ = futures::poll!(&mut written);
+            let _ = futures::poll!(&mut link.driver);
+        }
+    }
+}
+
+/// Sends a batch; completes with its replies. The bytes are handed over when it is first polled, and batches are polled in
+/// order.
+fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Vec<Wire>>> + use<> {
+    let mut pipeline = redis::Pipeline::with_capacity(jobs.len());
+    for job in jobs {
+        pipeline.add_command(encode(&job.command, job.form));
+    }
+    let mut connection = link.connection.clone();
+    async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }
+}
+
+/// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full.
+fn hand_out(batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
+    let mut again = Vec::new();
+    for (mut job, reply) in batch.jobs.into_iter().zip(replies) {
+        match decode(&job.command, reply) {
+            Read::Answer(answer) => job.reply.answer(answer),
+            Read::NoScript => {
+                job.form = Form::Full;
+                again.push(job);
+            }
+        }
+    }
+    again
+}
+
+/// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
+async fn establish(info: redis::ConnectionInfo, timeouts: Timeouts) -> Result<Link, String> {
+    let login = info.redis_settings().clone();
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream =
+                TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
+            tune(&stream, timeouts).map_err(|error| error.to_string())?;
+            shake_hands(&login, stream).await
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => {
+            let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| error.to_string())?;
+            shake_hands(&login, stream).await
+        }
+        _ => Err("an address of a kind that this build does not support".to_owned()),
+    }
+}
+
+/// Small commands at once, and a peer that is gone noticed by the kernel too.
+fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let patience = timeouts.connect.max(timeouts.node * TIMEOUTS_IN_A_ROW);
+        sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX))?;
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = timeouts;
+    Ok(())
+}
+
+async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S) -> Result<Link, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let config =
+        AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(WRITER_QUEUE);
+    let made = MultiplexedConnection::new_with_config(login, stream, config).await;
+    let (connection, driver) = made.map_err(|error| error.to_string())?;
+    let mut driver: Driver = Box::pin(driver);
+
+    let mut questions = redis::Pipeline::new();
+    questions.cmd("HELLO").cmd("INFO").arg("server");
+    for script in SCRIPTS {
+        questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
+    }
+    let mut asked = connection.clone();
+    let replies = tokio::select! {
+        replies = asked.send_packed_commands(&questions, 0, questions.len()) => replies.map_err(|error| error.to_string())?,
+        () = &mut driver => return Err("connection lost while logging in".to_owned()),
+    };
+    let mut replies = replies.into_iter();
+    let (hello, info) = (replies.next().unwrap_or(Wire::Nil), replies.next().unwrap_or(Wire::Nil));
+    match role(&hello) {
+        Some(role) if role != "master" => return Err(format!("is a {role}: only a master can vote")),
+        _ => {}
+    }
+    let loaded = replies.all(|reply| !matches!(reply, Wire::ServerError(_)));
+    // A user that may not load scripts may still send them in full.
+    let form = if loaded { Form::Hashed } else { Form::Full };
+    Ok(Link { connection, driver, form, run_id: run_id(info) })
+}
+
+/// The role in the reply to HELLO, if the server says it.
+fn role(hello: &Wire) -> Option<String> {
+    let fields = hello.as_map_iter()?;
+    let mut roles =
+        fields.filter(|(name, _)| text(name).as_deref() == Some("role")).map(|(_, role)| text(role));
+    roles.next().flatten()
+}
+
+fn text(value: &Wire) -> Option<String> {
+    redis::from_redis_value_ref(value).ok()
+}
+
+/// The identity of the server's process, if it may be asked.
+fn run_id(info: Wire) -> Option<String> {
+    let info: InfoDict = redis::from_redis_value(info).ok()?;
+    info.get("run_id")
+}

@@ -1,0 +1,224 @@
+//! Where a node is and how to log in, as users write it. Everything is checked before a connection is tried, and no
+//! password is ever printed.
+
+use std::fmt;
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+
+use crate::protocol::settings::SettingsError;
+
+/// One node: its address, and what does not belong into a URL.
+///
+/// ```
+/// use redlock_quorum::NodeConfig;
+///
+/// let node = NodeConfig::new("10.0.0.4:6379").username("app").password("secret");
+/// assert!(!format!("{node:?}").contains("secret"));
+/// ```
+#[derive(Clone)]
+pub struct NodeConfig {
+    address: String,
+    username: Option<String>,
+    password: Option<String>,
+    database: Option<i64>,
+}
+
+impl NodeConfig {
+    /// A node at an address, as [`nodes`](crate::RedlockBuilder::nodes) takes it. Checked when the builder connects.
+    pub fn new(address: impl Into<String>) -> Self {
+        NodeConfig { address: address.into(), username: None, password: None, database: None }
+    }
+
+    /// The ACL user to log in as, instead of the one in the address.
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.username = Some(username.into());
+        self
+    }
+
+    /// The password to log in with, instead of the one in the address.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// The number of the database, instead of the one in the address; 0 by default. Must be the same for all clients.
+    pub fn database(mut self, database: u32) -> Self {
+        self.database = Some(database.into());
+        self
+    }
+}
+
+impl From<&str> for NodeConfig {
+    fn from(address: &str) -> Self {
+        NodeConfig::new(address)
+    }
+}
+
+impl From<String> for NodeConfig {
+    fn from(address: String) -> Self {
+        NodeConfig::new(address)
+    }
+}
+
+impl fmt::Debug for NodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut config = f.debug_struct("NodeConfig");
+        config.field("address", &without_password(&self.address)).field("username", &self.username);
+        config
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("database", &self.database)
+            .finish()
+    }
+}
+
+/// A node that can be connected to.
+pub(crate) struct Target {
+    info: ConnectionInfo,
+    name: String,
+}
+
+impl Target {
+    /// All nodes of a deployment: at least one, each readable, none twice.
+    pub(crate) fn all(configs: &[NodeConfig]) -> Result<Vec<Target>, SettingsError> {
+        if configs.is_empty() {
+            return Err(SettingsError::new("nodes", "", format_args!("at least 1 node")));
+        }
+        let mut targets: Vec<Target> = Vec::with_capacity(configs.len());
+        for config in configs {
+            let target = Target::parse(config)?;
+            if targets.iter().any(|other| other.name.eq_ignore_ascii_case(&target.name)) {
+                let bound = format_args!("named once: a server has one vote");
+                return Err(SettingsError::new("nodes", target.name, bound));
+            }
+            targets.push(target);
+        }
+        Ok(targets)
+    }
+
+    fn parse(config: &NodeConfig) -> Result<Target, SettingsError> {
+        let refused =
+            |bound: fmt::Arguments<'_>| SettingsError::new("nodes", without_password(&config.address), bound);
+        const FORMS: &str = "host, host:port, redis://host:port/db or redis+unix:///path";
+        let address = config.address.trim();
+        let url = if address.contains("://") { address.to_owned() } else { format!("redis://{address}") };
+        if url.starts_with("rediss://") || url.starts_with("valkeys://") {
+            return Err(refused(format_args!("without TLS, which this build does not have")));
+        }
+        // The crate's own message may repeat the address, and with it a password.
+        let info = url.as_str().into_connection_info().map_err(|_| refused(format_args!("{FORMS}")))?;
+        let name = match info.addr() {
+            ConnectionAddr::Tcp(host, port) if !host.is_empty() && *port > 0 => format!("{host}:{port}"),
+            ConnectionAddr::Unix(path) => path.display().to_string(),
+            _ => return Err(refused(format_args!("{FORMS}"))),
+        };
+        let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        if let Some(username) = &config.username {
+            login = login.set_username(username);
+        }
+        if let Some(password) = &config.password {
+            login = login.set_password(password);
+        }
+        if let Some(database) = config.database {
+            login = login.set_db(database);
+        }
+        Ok(Target { info: info.set_redis_settings(login), name })
+    }
+
+    /// The address for people.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+}
+
+/// The address with `***` for a password, wherever one can stand: before the `@`, or as `pass=`.
+fn without_password(address: &str) -> String {
+    let start = address.find("://").map_or(0, |place| place + 3);
+    let (scheme, rest) = address.split_at(start);
+    let rest = match rest.rsplit_once('@') {
+        Some((login, host)) => {
+            let user = login.split_once(':').map_or("", |(user, _)| user);
+            format!("{user}:***@{host}")
+        }
+        None => rest.to_owned(),
+    };
+    let rest = match rest.split_once('?') {
+        Some((path, query)) => {
+            let parts = query.split('&').map(|part| if part.starts_with("pass") { "pass=***" } else { part });
+            format!("{path}?{}", parts.collect::<Vec<_>>().join("&"))
+        }
+        None => rest,
+    };
+    format!("{scheme}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(address: &str) -> Result<Target, String> {
+        Target::parse(&NodeConfig::new(address)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_every_form_of_address() {
+        for (address, name, username, database) in [
+            ("10.0.0.1", "10.0.0.1:6379", None, 0),
+            ("10.0.0.1:6380", "10.0.0.1:6380", None, 0),
+            ("redis.internal", "redis.internal:6379", None, 0),
+            ("[::1]:6380", "::1:6380", None, 0),
+            ("redis://10.0.0.1", "10.0.0.1:6379", None, 0),
+            ("redis://app:pw@10.0.0.1:7000/3", "10.0.0.1:7000", Some("app"), 3),
+            ("redis+unix:///run/redis.sock?db=2", "/run/redis.sock", None, 2),
+        ] {
+            let target = read(address).expect(address);
+            assert_eq!(target.name(), name);
+            let login = target.info.redis_settings();
+            assert_eq!((login.username(), login.db()), (username, database), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_without_its_password() {
+        for (address, shown) in [
+            ("", "\"\""),
+            ("redis://", "\"redis://\""),
+            ("http://10.0.0.1", "\"http://10.0.0.1\""),
+            ("10.0.0.1:99999", "\"10.0.0.1:99999\""),
+            ("redis://app:secret@:x", "\"redis://app:***@:x\""),
+            ("redis://secret@10.0.0.1:x", "\"redis://:***@10.0.0.1:x\""),
+            ("app:secret@10.0.0.1:x", "\"app:***@10.0.0.1:x\""),
+            ("redis://a:secret@b@10.0.0.1:x", "\"redis://a:***@10.0.0.1:x\""),
+            ("redis://10.0.0.1/secret?pass=secret&db=x", "\"redis://10.0.0.1/secret?pass=***&db=x\""),
+            ("rediss://app:secret@10.0.0.1", "\"rediss://app:***@10.0.0.1\""),
+        ] {
+            let message = read(address).err().unwrap_or_default();
+            assert!(message.starts_with(&format!("nodes is {shown}, but must be ")), "{address}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_the_config_says_wins_over_the_address_and_is_not_printed() {
+        let config = NodeConfig::new("redis://a:one@10.0.0.1/1").username("b").password("two").database(2);
+        let target = Target::parse(&config).expect("readable");
+        let login = target.info.redis_settings();
+        assert_eq!((login.username(), login.password(), login.db()), (Some("b"), Some("two"), 2));
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("one") && !shown.contains("two"), "{shown}");
+    }
+
+    #[test]
+    fn a_node_named_twice_is_refused() {
+        let twice = [NodeConfig::new("a:1"), NodeConfig::new("b:1"), NodeConfig::new("redis://A:1/3")];
+        let message = Target::all(&twice).err().map(|error| error.to_string());
+        assert_eq!(
+            message.as_deref(),
+            Some("nodes is \"A:1\", but must be named once: a server has one vote")
+        );
+        let none = Target::all(&[]).err().map(|error| error.to_string());
+        assert_eq!(none.as_deref(), Some("nodes is \"\", but must be at least 1 node"));
+    }
+}

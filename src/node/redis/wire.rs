@@ -1,0 +1,188 @@
+//! Commands as Redis reads them, and replies as answers.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Cmd, ServerError, Value as Wire};
+
+use crate::protocol::command::{Answer, Command, Refusal, Sighting, Unknown, Value};
+
+/// A script, and the hash by which a server knows it once it is loaded.
+pub(super) struct Script {
+    pub(super) text: &'static str,
+    hash: LazyLock<String>,
+}
+
+impl Script {
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+macro_rules! script {
+    ($file:literal) => {
+        Script {
+            text: include_str!($file),
+            hash: LazyLock::new(|| redis::Script::new(include_str!($file)).get_hash().to_owned()),
+        }
+    };
+}
+
+static EXTEND: Script = script!("../lua/extend.lua");
+static RELEASE: Script = script!("../lua/release.lua");
+static INSPECT: Script = script!("../lua/inspect.lua");
+
+/// All scripts, to be loaded on a new connection.
+pub(super) static SCRIPTS: [&Script; 3] = [&EXTEND, &RELEASE, &INSPECT];
+
+/// How a script is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// By its hash: the server has it.
+    Hashed,
+    /// In full: the server had lost it, or does not let us load it.
+    Full,
+}
+
+/// The command on the wire.
+pub(super) fn encode(command: &Command, form: Form) -> Cmd {
+    match command {
+        Command::Acquire { key, value, ttl } => {
+            let mut set = redis::cmd("SET");
+            set.arg(key.as_bytes()).arg(value.as_bytes()).arg("NX").arg("PX").arg(ttl.as_millis());
+            set
+        }
+        Command::Extend { key, value, ttl, heal } => {
+            // Sent in full, it is sent a second time, and a release may have been queued since: then a missing key must
+            // not be set again.
+            let heal = *heal && form == Form::Hashed;
+            let mut extend = call(&EXTEND, form, key.as_bytes());
+            extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(heal));
+            extend
+        }
+        Command::Release { key, value, .. } => {
+            let mut release = call(&RELEASE, form, key.as_bytes());
+            release.arg(value.as_bytes());
+            release
+        }
+        Command::Inspect { key } => call(&INSPECT, form, key.as_bytes()),
+    }
+}
+
+fn call(script: &Script, form: Form, key: &[u8]) -> Cmd {
+    let mut call = match form {
+        Form::Hashed => redis::cmd("EVALSHA"),
+        Form::Full => redis::cmd("EVAL"),
+    };
+    match form {
+        Form::Hashed => call.arg(script.hash()),
+        Form::Full => call.arg(script.text),
+    };
+    call.arg(1).arg(key);
+    call
+}
+
+/// What a reply says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Read {
+    Answer(Answer),
+    /// The server does not know the script: nothing was done.
+    NoScript,
+}
+
+/// Reads the reply to a command.
+pub(super) fn decode(command: &Command, reply: Wire) -> Read {
+    if let Wire::ServerError(error) = &reply {
+        return refused(error);
+    }
+    Read::Answer(match (command, reply) {
+        (Command::Acquire { .. }, Wire::Okay) => Answer::Granted,
+        (Command::Acquire { .. }, Wire::Nil) => Answer::Denied,
+        (Command::Extend { .. }, Wire::Int(1)) => Answer::Present,
+        (Command::Extend { .. }, Wire::Int(2)) => Answer::Healed,
+        (Command::Release { .. }, Wire::Int(1)) => Answer::Deleted,
+        (Command::Extend { .. } | Command::Release { .. }, Wire::Int(0)) => Answer::Missing,
+        (Command::Extend { .. } | Command::Release { .. }, Wire::Int(-1)) => Answer::Foreign,
+        (Command::Inspect { .. }, Wire::Nil) => Answer::Seen(None),
+        (Command::Inspect { .. }, Wire::Array(parts)) => sighting(&parts),
+        _ => Answer::Unknown(Unknown::Nonsense),
+    })
+}
+
+fn refused(error: &ServerError) -> Read {
+    if error.code() == "NOSCRIPT" {
+        return Read::NoScript;
+    }
+    Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::from_code(error.code()))))
+}
+
+fn sighting(parts: &[Wire]) -> Answer {
+    match parts {
+        [Wire::BulkString(value), Wire::Int(millis)] => Answer::Seen(Some(Sighting {
+            value: Value::from_wire(value),
+            expires_in: u64::try_from(*millis).ok().map(Duration::from_millis),
+        })),
+        _ => Answer::Unknown(Unknown::Nonsense),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::command::{Key, LeaseId, Signature};
+    use crate::protocol::time::Ttl;
+
+    fn commands() -> [Command; 4] {
+        let key = Key::of_lock("redlock", b"k");
+        let value = Value::new(LeaseId(1), &Signature::new("w", None));
+        let ttl = Ttl::from_duration(Duration::from_secs(1));
+        [
+            Command::Acquire { key: key.clone(), value: value.clone(), ttl },
+            Command::Extend { key: key.clone(), value: value.clone(), ttl, heal: true },
+            Command::Release { key: key.clone(), value, owed_for: Duration::ZERO },
+            Command::Inspect { key },
+        ]
+    }
+
+    fn text(command: &Command, form: Form) -> String {
+        let packed = encode(command, form).get_packed_command();
+        String::from_utf8_lossy(&packed)
+            .split("\r\n")
+            .filter(|part| !part.starts_with(['*', '$']))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn a_repeated_extension_does_not_heal() {
+        let [_, extend, ..] = commands();
+        assert!(
+            text(&extend, Form::Hashed).trim_end().ends_with("1000 1"),
+            "{}",
+            text(&extend, Form::Hashed)
+        );
+        assert!(text(&extend, Form::Full).trim_end().ends_with("1000 0"), "{}", text(&extend, Form::Full));
+    }
+
+    #[test]
+    fn a_key_is_set_with_its_expiry_in_one_command() {
+        let [acquire, ..] = commands();
+        let expected = "SET redlock:k 00000000000000000000000000000001:w NX PX 1000";
+        assert_eq!(text(&acquire, Form::Hashed).trim_end(), expected);
+    }
+
+    #[test]
+    fn replies_of_the_wrong_kind_are_no_votes() {
+        for command in &commands() {
+            for reply in [
+                Wire::Int(7),
+                Wire::BulkString(b"OK".to_vec()),
+                Wire::Array(vec![Wire::Nil]),
+                Wire::Boolean(true),
+            ] {
+                let read = decode(command, reply.clone());
+                assert_eq!(read, Read::Answer(Answer::Unknown(Unknown::Nonsense)), "{command:?} {reply:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One attempt to win a majority, under one LeaseId and one starting moment: at all nodes at once, or in node order.
+
+use std::time::Duration;
+
+use super::claim::{Action, Draw};
+use super::command::{Answer, Command, Key, NodeIndex, Signature, Value};
+use super::quorum::{Decision, Tally};
+use super::release::Footprint;
+use super::round::{Round, RoundId, vote};
+use super::settings::Terms;
+use super::time::{Instant, Ttl};
+
+/// How the nodes are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// All at once: one round trip when nobody contends.
+    Parallel,
+    /// This node first, and only who gets it asks the others: of the contenders in a split vote exactly one goes on.
+    InOrder(NodeIndex),
+}
+
+/// How often a node that says no is asked again in an ordered attempt, until the losers' releases have landed.
+const ASKS: u32 = 8;
+
+/// An attempt under way.
+#[derive(Debug)]
+pub struct Attempt {
+    pub(super) value: Value,
+    pub(super) jitter: u64,
+    pub(super) round: Round,
+    pub(super) footprint: Footprint,
+    order: Option<Order>,
+}
+
+/// What an ordered attempt knows beside the votes.
+#[derive(Debug)]
+struct Order {
+    first: NodeIndex,
+    /// How long to leave a node alone after it said no: half a round trip.
+    pause: Duration,
+    asked: Box<[Asked]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    times: u32,
+    /// When the node, having said no, is asked again.
+    again_at: Option<Instant>,
+}
+
+impl Attempt {
+    /// Sends `SET key value NX PX ttl` to all nodes, or to the first in order. `now` was read before anything was sent.
+    pub fn begin(
+        (key, signature, terms): (&Key, &Signature, &Terms),
+        manner: Manner,
+        (id, draw, round_trip): (RoundId, Draw, Duration),
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Self {
+        let patience = terms.node_timeout;
+        let (round, order) = match manner {
+            Manner::Parallel => (Round::to_all(id, terms.quorum, now, patience), None),
+            Manner::InOrder(first) => {
+                let asked = vec![Asked { times: 0, again_at: None }; terms.quorum.nodes()].into();
+                let round = Round::to_one(id, terms.quorum, first, now, patience);
+                (round, Some(Order { first, pause: round_trip / 2, asked }))
+            }
+        };
+        let value = Value::new(draw.lease_id, signature);
+        let footprint = Footprint::none(terms.quorum);
+        let mut attempt = Attempt { value, jitter: draw.jitter, round, footprint, order };
+        match manner {
+            Manner::Parallel => {
+                (0..terms.quorum.nodes()).for_each(|node| attempt.ask(node, key, terms.ttl, out));
+            }
+            Manner::InOrder(first) => attempt.ask(first, key, terms.ttl, out),
+        }
+        attempt
+    }
+
+    /// Takes in what a node said.
+    pub fn hear(
+        &mut self,
+        (key, terms): (&Key, &Terms),
+        now: Instant,
+        node: NodeIndex,
+        answer: Answer,
+        out: &mut Vec<Action>,
+    ) {
+        self.footprint.heard(node, &answer);
+        let (granted, denied) = (answer == Answer::Granted, answer == Answer::Denied);
+        if !self.round.hear(node, answer, now) {
+            return;
+        }
+        let Some(order) = &mut self.order else { return };
+        if node == order.first && granted {
+            // One moment still counts for all: the validity goes on from before the first node was asked.
+            self.round.wait_until(now + terms.node_timeout);
+            let others = (0..terms.quorum.nodes()).filter(|other| *other != node);
+            others.for_each(|other| self.ask(other, key, terms.ttl, out));
+        } else if node != order.first && denied && order.asked[node].times < ASKS {
+            // Asked again only after a no: after a silence the first command may still be on its way.
+            order.asked[node].again_at = Some(now + order.pause);
+        }
+    }
+
+    /// Lets time pass: asks again where a pause is over, gives up at the deadline.
+    pub fn pass(&mut self, (key, terms): (&Key, &Terms), now: Instant, out: &mut Vec<Action>) {
+        if now >= self.round.deadline() {
+            self.round.give_up(now);
+            if let Some(order) = &mut self.order {
+                order.asked.iter_mut().for_each(|asked| asked.again_at = None);
+            }
+            return;
+        }
+        for node in self.due(now) {
+            self.ask(node, key, terms.ttl, out);
+        }
+    }
+
+    fn due(&self, now: Instant) -> Vec<NodeIndex> {
+        let asked = self.order.iter().flat_map(|order| order.asked.iter().enumerate());
+        asked.filter(|(_, asked)| asked.again_at.is_some_and(|at| now >= at)).map(|(node, _)| node).collect()
+    }
+
+    fn ask(&mut self, node: NodeIndex, key: &Key, ttl: Ttl, out: &mut Vec<Action>) {
+        if let Some(order) = &mut self.order {
+            order.asked[node] = Asked { times: order.asked[node].times + 1, again_at: None };
+        }
+        self.round.ask(node);
+        self.footprint.wrote(node);
+        let command = Command::Acquire { key: key.clone(), value: self.value.clone(), ttl };
+        out.push(Action::Send { node, round: self.round.id(), command });
+    }
+
+    /// When [`pass`](Attempt::pass) has something to do.
+    pub fn wake_at(&self) -> Instant {
+        let again = self.order.iter().flat_map(|order| order.asked.iter().filter_map(|asked| asked.again_at));
+        again.fold(self.round.deadline(), Instant::min)
+    }
+
+    /// Where the vote stands.
+    pub fn decision(&self, terms: &Terms) -> Decision {
+        match &self.order {
+            Some(order) if self.round.answer(order.first) != Some(&Answer::Granted) => {
+                // Alone at the first node: its word decides whether there is more to ask.
+                if self.round.answer(order.first).is_some() { Decision::Failed } else { Decision::Pending }
+            }
+            _ => terms.quorum.decide(self.tally()),
+        }
+    }
+
+    /// The votes; a node that will be asked again has not voted yet.
+    pub fn tally(&self) -> Tally {
+        let again =
+            |node: NodeIndex| self.order.as_ref().is_some_and(|order| order.asked[node].again_at.is_some());
+        let answers = self.round.answers().enumerate().filter(|(node, _)| !again(*node));
+        answers.filter_map(|(_, answer)| answer).map(vote).collect()
+    }
+
+    /// Undoes the attempt: a release wherever a key of it may stand, behind the SET on the same connection.
+    pub fn roll_back(&self, (key, terms): (&Key, &Terms), out: &mut Vec<Action>) {
+        for node in (0..terms.quorum.nodes()).filter(|node| self.footprint.may_stand(*node)) {
+            let (key, value) = (key.clone(), self.value.clone());
+            let command = Command::Release { key, value, owed_for: terms.ttl.as_duration() };
+            out.push(Action::Send { node, round: self.round.id(), command });
+        }
+    }
+}

@@ -1,0 +1,602 @@
+//! One wish to hold a resource, from the first attempt to the last release: events in, actions out.
+//!
+//! This file tells the story; the chapters are in [`attempt`](super::attempt) (winning a majority), [`look`](super::look)
+//! (who holds it instead), [`hold`](super::hold) and [`lease`](super::lease) (keeping it), [`release`](super::release)
+//! (giving it back). It performs nothing itself, reads no clock and draws no random number.
+//!
+//! ```text
+//!            draw             majority in time
+//!  Resting ───────► Attempting ──────────────► Held ──────────► Releasing ──► Ended
+//!     ▲                 │                       │    release        ▲
+//!     │ pause           │ no majority:          │ validity over,    │ release
+//!     │                 ▼ roll back             ▼ or taken over     │
+//!     └───────────── Looking                   Lost ────────────────┘
+//! ```
+//!
+//! Whoever drops the wish before it is won sends [`Event::Release`]: a resting claim just ends, an attempt is rolled back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attempt::{Attempt, Manner};
+use super::command::{Answer, Command, Key, LeaseId, NodeIndex, Signature, Value};
+use super::hold::{Hold, Verdict};
+use super::lease::Lease;
+use super::look::Look;
+use super::quorum::Decision;
+use super::release::ReleaseOutcome;
+use super::report::Report;
+use super::round::{Round, RoundId};
+use super::settings::Terms;
+use super::time::{Instant, Ttl};
+use super::wait::{Patience, fraction};
+
+/// How many ordered attempts settle a split vote before the claim rests like one that met a holder.
+const SPLITS: u32 = 8;
+
+/// What happens to a claim. Time passes with every event; [`Tick`](Event::Tick) is nothing but time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed: sent at [`Claim::wake_at`], and harmless at any other moment.
+    Tick,
+    /// The answer to [`Action::Draw`].
+    Attempt(Draw),
+    /// A node answered, or will not answer any more.
+    Answer {
+        /// The round in which it was asked.
+        round: RoundId,
+        /// The node.
+        node: NodeIndex,
+        /// What it said.
+        answer: Answer,
+    },
+    /// The holder wants a lease of this length from now.
+    Extend {
+        /// Comes back with the result.
+        ticket: Ticket,
+        /// The length.
+        ttl: Ttl,
+    },
+    /// The wish is over: release what is held, roll back what is tried.
+    Release,
+}
+
+/// What the world is asked to do. Commands to one node are carried out in the order of the actions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Draw a new LeaseId and a jitter, and hand them back at once as [`Event::Attempt`].
+    Draw,
+    /// Send a command to a node; its answer comes back with the round.
+    Send {
+        /// The node.
+        node: NodeIndex,
+        /// Handed back with the answer.
+        round: RoundId,
+        /// What is asked.
+        command: Command,
+    },
+    /// Tell whoever waits.
+    Tell(Notice),
+}
+
+/// What whoever waits for the claim is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The resource is held.
+    Won,
+    /// The claim gave up. Nothing is held; what was set is rolled back.
+    Failed(Failure),
+    /// An extension by hand is decided.
+    Extended(Ticket, Result<(), ExtensionFailure>),
+    /// What was held is lost, for good: the holder must stop now.
+    Lost(Loss),
+    /// The release is decided.
+    Released(ReleaseOutcome, Report),
+    /// The resource has been held for ten minutes, and nothing bounds the hold.
+    HeldLong,
+}
+
+/// The randomness of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// Written into the keys of this attempt, and of no other.
+    pub lease_id: LeaseId,
+    /// Spreads the next rest, and the renewals of the hold.
+    pub jitter: u64,
+}
+
+/// Tells the extensions by hand apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Why a claim gave up, by its last attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The reason.
+    pub why: Why,
+    /// What each node said.
+    pub report: Report,
+}
+
+/// The reasons for which an attempt fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Another holds the resource, or the votes were split until the end.
+    Held {
+        /// The holder's value, if a majority shows it.
+        by: Option<Value>,
+    },
+    /// More than N - q nodes gave no answer.
+    NoQuorum,
+    /// A majority was won, but its validity was over when it was heard.
+    TooLate,
+}
+
+/// Why an extension by hand brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExtensionFailure {
+    /// The lock is lost.
+    Lost,
+    /// Too few nodes answered. The old lease stands.
+    NoQuorum(Report),
+}
+
+/// How a held lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// No majority confirmed an extension before the validity ended.
+    Expired,
+    /// So many nodes lost the key, or hold another's, that no majority is left.
+    KeysGone,
+}
+
+/// One wish to hold one resource.
+#[derive(Debug)]
+pub struct Claim {
+    key: Key,
+    signature: Signature,
+    terms: Arc<Terms>,
+    patience: Patience,
+    state: State,
+    rounds: u32,
+    /// Failed attempts in a row.
+    failures: u32,
+    /// Ordered attempts since somebody was last seen to hold.
+    splits: u32,
+    /// What the last failed attempt found.
+    last_failure: Option<(Why, Round)>,
+    /// How long the last attempt took to be decided.
+    round_trip: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing of ours stands anywhere, or a release is on its way behind it.
+    Resting {
+        until: Instant,
+        next: Manner,
+    },
+    /// The rest is over, and a draw was asked for.
+    Drawing {
+        next: Manner,
+    },
+    Attempting(Box<Attempt>),
+    /// An attempt failed against others; a round of `Inspect` tells who holds.
+    Looking {
+        round: Round,
+        failed: Round,
+        jitter: u64,
+    },
+    Held(Box<Hold>),
+    /// The loss was told. Until the lease is over its holder may still be about to stop; then the keys are released.
+    Lost {
+        hold: Box<Hold>,
+        released: bool,
+    },
+    Releasing {
+        round: Round,
+        hold: Box<Hold>,
+    },
+    /// With what was held, for those who still look at it.
+    Ended(Option<Box<Hold>>),
+}
+
+/// Where a claim stands, for those who look from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Not won yet.
+    Claiming,
+    /// Held.
+    Held,
+    /// Was held, and is lost.
+    Lost,
+    /// Over, or nearly: the release went out.
+    Over,
+}
+
+impl Claim {
+    /// A wish for `key` that nobody has acted on yet: the first [`Tick`](Event::Tick) begins it.
+    pub fn new(key: Key, signature: Signature, terms: Arc<Terms>, patience: Patience) -> Self {
+        Claim {
+            key,
+            signature,
+            terms,
+            patience,
+            state: State::Resting { until: Instant::from_nanos(0), next: Manner::Parallel },
+            rounds: 0,
+            failures: 0,
+            splits: 0,
+            last_failure: None,
+            round_trip: Duration::ZERO,
+        }
+    }
+
+    /// Takes in an event that happened `now`. What is to be done is appended to `out`, in order.
+    pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        // First the clock, then the event: an answer that comes after the end of a lease finds it ended.
+        self.pass_time(now, out);
+        match event {
+            Event::Tick => {}
+            Event::Attempt(draw) => self.attempt(now, draw, out),
+            Event::Answer { round, node, answer } => self.hear(now, round, node, answer, out),
+            Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
+            Event::Release => self.release(now, out),
+        }
+    }
+
+    /// When the claim wants to hear [`Event::Tick`] at the latest.
+    pub fn wake_at(&self) -> Instant {
+        let give_up = self.patience.ends_at();
+        match &self.state {
+            State::Resting { until, .. } => (*until).min(give_up),
+            State::Drawing { .. } => give_up,
+            State::Attempting(attempt) => attempt.wake_at().min(give_up),
+            State::Looking { round, .. } => round.deadline().min(give_up),
+            State::Held(hold) => hold.wake_at(&self.terms),
+            State::Lost { hold, released: false } => hold.lease.valid_until(),
+            State::Lost { released: true, .. } => Instant::NEVER,
+            State::Releasing { round, .. } => round.deadline(),
+            State::Ended(_) => Instant::NEVER,
+        }
+    }
+
+    /// Where the claim stands.
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Resting { .. } | State::Drawing { .. } | State::Attempting(_) | State::Looking { .. } => {
+                Phase::Claiming
+            }
+            State::Held(_) => Phase::Held,
+            State::Lost { .. } => Phase::Lost,
+            State::Releasing { .. } | State::Ended(_) => Phase::Over,
+        }
+    }
+
+    /// Until when the resource is held; `None` if it never was, or was released.
+    pub fn valid_until(&self) -> Option<Instant> {
+        match &self.state {
+            State::Held(hold) | State::Lost { hold, .. } => Some(hold.lease.valid_until()),
+            _ => None,
+        }
+    }
+
+    /// What the nodes said to the attempt that won, stragglers included; `None` if none has won.
+    pub fn votes(&self) -> Option<Report> {
+        self.hold().map(|hold| hold.votes.report(&self.terms))
+    }
+
+    /// What the nodes said last: to an extension, or else to the attempt that won; `None` if none has won.
+    pub fn last_answers(&self) -> Option<Report> {
+        self.hold().map(|hold| hold.last_round().report(&self.terms))
+    }
+
+    fn hold(&self) -> Option<&Hold> {
+        match &self.state {
+            State::Held(hold) | State::Lost { hold, .. } | State::Releasing { hold, .. } => Some(hold),
+            State::Ended(hold) => hold.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn pass_time(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.phase() == Phase::Claiming && now >= self.patience.ends_at() {
+            return self.give_up(now, out);
+        }
+        match &mut self.state {
+            State::Resting { until, next } if now >= *until => {
+                self.state = State::Drawing { next: *next };
+                out.push(Action::Draw);
+            }
+            State::Attempting(attempt) => {
+                attempt.pass((&self.key, &self.terms), now, out);
+                self.judge_attempt(now, out);
+            }
+            State::Looking { round, .. } if now >= round.deadline() => {
+                round.give_up(now);
+                self.judge_look(now, out);
+            }
+            State::Held(hold) if now >= hold.lost_at(&self.terms) => self.lose(now, Loss::Expired, out),
+            State::Held(hold) => {
+                let verdict = hold.pass(&self.terms, now);
+                self.judge_extension(now, verdict, out);
+            }
+            State::Lost { hold, released: false } if hold.lease.is_over(now) => {
+                self.release_what_is_lost(out);
+            }
+            State::Releasing { round, .. } if now >= round.deadline() => {
+                round.give_up(now);
+                self.judge_release(out);
+            }
+            _ => {}
+        }
+    }
+
+    fn hear(&mut self, now: Instant, id: RoundId, node: NodeIndex, answer: Answer, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Attempting(attempt) if attempt.round.id() == id => {
+                attempt.hear((&self.key, &self.terms), now, node, answer, out);
+                self.judge_attempt(now, out);
+            }
+            State::Looking { round, .. } if round.id() == id => {
+                round.hear(node, answer, now);
+                self.judge_look(now, out);
+            }
+            State::Held(hold) => {
+                let verdict = hold.hear(&self.terms, now, id, node, answer);
+                self.judge_extension(now, verdict, out);
+            }
+            State::Releasing { round, .. } if round.id() == id => {
+                round.hear(node, answer, now);
+                self.judge_release(out);
+            }
+            // The answer to a question that nobody asks any more: whatever it says, a release went out behind it.
+            _ => {}
+        }
+    }
+
+    // ── winning a majority ──────────────────────────────────────────────────────────────────────────────────────────
+
+    fn attempt(&mut self, now: Instant, draw: Draw, out: &mut Vec<Action>) {
+        let State::Drawing { next } = self.state else { return };
+        let id = self.next_round();
+        let wish = (&self.key, &self.signature, &*self.terms);
+        let attempt = Attempt::begin(wish, next, (id, draw, self.round_trip), now, out);
+        self.state = State::Attempting(Box::new(attempt));
+    }
+
+    fn judge_attempt(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let State::Attempting(attempt) = &self.state else { return };
+        let decision = attempt.decision(&self.terms);
+        if decision == Decision::Pending {
+            return;
+        }
+        let State::Attempting(attempt) = std::mem::replace(&mut self.state, State::Ended(None)) else {
+            return;
+        };
+        self.round_trip = now.since(attempt.round.asked_at());
+        match decision {
+            Decision::Won => self.won(now, *attempt, out),
+            Decision::Failed | Decision::Pending => self.failed(now, *attempt, out),
+        }
+    }
+
+    fn won(&mut self, now: Instant, attempt: Attempt, out: &mut Vec<Action>) {
+        let terms = &self.terms;
+        let lease = Lease::new(attempt.round.asked_at(), terms.ttl, terms.drift, terms.hold_at_most);
+        if now >= lease.valid_until() - terms.margin {
+            attempt.roll_back((&self.key, terms), out);
+            self.failures = self.failures.saturating_add(1);
+            return self.rest(now, Why::TooLate, attempt.round, attempt.jitter, None, out);
+        }
+        let Attempt { value, jitter, round, footprint, .. } = attempt;
+        self.state = State::Held(Box::new(Hold::new(value, round, footprint, lease, terms, jitter)));
+        out.push(Action::Tell(Notice::Won));
+    }
+
+    /// No majority: undo it at once, then find out whether somebody holds. The look travels behind the releases on the
+    /// same connections, so it never sees our own keys.
+    fn failed(&mut self, now: Instant, attempt: Attempt, out: &mut Vec<Action>) {
+        attempt.roll_back((&self.key, &self.terms), out);
+        self.failures = self.failures.saturating_add(1);
+        if attempt.tally().unknown > self.terms.quorum.spare() {
+            return self.rest(now, Why::NoQuorum, attempt.round, attempt.jitter, None, out);
+        }
+        let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
+        for node in 0..self.terms.quorum.nodes() {
+            let command = Command::Inspect { key: self.key.clone() };
+            out.push(Action::Send { node, round: round.id(), command });
+        }
+        self.state = State::Looking { round, failed: attempt.round, jitter: attempt.jitter };
+    }
+
+    fn judge_look(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let State::Looking { round, .. } = &self.state else { return };
+        let look = Look::of(round, self.terms.quorum);
+        if look == Look::Pending {
+            return;
+        }
+        let State::Looking { round, failed, jitter } = std::mem::replace(&mut self.state, State::Ended(None))
+        else {
+            return;
+        };
+        match look {
+            Look::Busy { value, free_in } => {
+                self.splits = 0;
+                self.rest(now, Why::Held { by: Some(value) }, failed, jitter, free_in, out);
+            }
+            Look::Split if self.splits < SPLITS => {
+                self.splits += 1;
+                self.last_failure = Some((Why::Held { by: None }, failed));
+                let next = first_reachable(&round).map_or(Manner::Parallel, Manner::InOrder);
+                self.state = State::Resting { until: now + fraction(self.round_trip, jitter), next };
+            }
+            Look::Split | Look::Pending => {
+                self.splits = 0;
+                self.rest(now, Why::Held { by: None }, failed, jitter, None, out);
+            }
+            Look::Unknown => self.rest(now, Why::NoQuorum, failed, jitter, None, out),
+        }
+    }
+
+    /// Rests before the next attempt, or gives up if this was the only one. A holder whose keys run out earlier is not
+    /// waited for longer than that, plus a little so that those who wait do not all come at once.
+    fn rest(
+        &mut self,
+        now: Instant,
+        why: Why,
+        votes: Round,
+        jitter: u64,
+        free_in: Option<Duration>,
+        out: &mut Vec<Action>,
+    ) {
+        self.last_failure = Some((why, votes));
+        if self.patience == Patience::Once {
+            return self.give_up(now, out);
+        }
+        let backoff = self.terms.backoff;
+        let pause = backoff.delay(self.failures, jitter);
+        let freed = free_in.map_or(Duration::MAX, |free_in| free_in + fraction(backoff.shortest, jitter));
+        self.state = State::Resting { until: now + pause.min(freed), next: Manner::Parallel };
+    }
+
+    fn give_up(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let last = self.last_failure.take();
+        let unfinished = match std::mem::replace(&mut self.state, State::Ended(None)) {
+            State::Attempting(mut attempt) => {
+                attempt.roll_back((&self.key, &self.terms), out);
+                attempt.round.give_up(now);
+                Some(attempt.round)
+            }
+            State::Looking { failed, .. } => Some(failed),
+            _ => None,
+        };
+        // A decided attempt says more than one that was cut off.
+        let (why, votes) = last.unwrap_or_else(|| self.why_unfinished(now, unfinished));
+        let report = votes.report(&self.terms);
+        out.push(Action::Tell(Notice::Failed(Failure { why, report })));
+    }
+
+    fn why_unfinished(&mut self, now: Instant, unfinished: Option<Round>) -> (Why, Round) {
+        let quorum = self.terms.quorum;
+        let votes = unfinished.unwrap_or_else(|| {
+            let mut unasked = Round::to_all(self.next_round(), quorum, now, Duration::ZERO);
+            unasked.give_up(now);
+            unasked
+        });
+        let silent = votes.tally().unknown > quorum.spare();
+        (if silent { Why::NoQuorum } else { Why::Held { by: None } }, votes)
+    }
+
+    // ── keeping it ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn extend(&mut self, now: Instant, ticket: Ticket, ttl: Ttl, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Held(hold) => {
+                hold.ask(ticket, ttl);
+                self.judge_extension(now, Verdict::Open, out);
+            }
+            _ => out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost)))),
+        }
+    }
+
+    fn judge_extension(&mut self, now: Instant, verdict: Verdict, out: &mut Vec<Action>) {
+        let State::Held(hold) = &mut self.state else { return };
+        match verdict {
+            Verdict::Open | Verdict::Extended(None) | Verdict::NoQuorum(None) => {}
+            Verdict::Extended(Some(ticket)) => out.push(Action::Tell(Notice::Extended(ticket, Ok(())))),
+            Verdict::NoQuorum(Some(ticket)) => {
+                let report = hold.last_round().report(&self.terms);
+                let failure = ExtensionFailure::NoQuorum(report);
+                out.push(Action::Tell(Notice::Extended(ticket, Err(failure))));
+            }
+            Verdict::Lost => {
+                hold.lease.end(now);
+                return self.lose(now, Loss::KeysGone, out);
+            }
+        }
+        let id = RoundId(self.rounds);
+        if hold.extend_if_due(&self.key, &self.terms, id, now, out) {
+            self.rounds += 1;
+        }
+        if hold.is_suspiciously_long(now) {
+            out.push(Action::Tell(Notice::HeldLong));
+        }
+    }
+
+    /// Terminal: nothing that is heard later brings a lost lock back. The keys are released once the lease is over, not
+    /// before: until then the holder, who was told a margin early, may still be stopping.
+    fn lose(&mut self, now: Instant, loss: Loss, out: &mut Vec<Action>) {
+        let State::Held(mut hold) = std::mem::replace(&mut self.state, State::Ended(None)) else { return };
+        refuse_extensions(&mut hold, out);
+        let over = hold.lease.is_over(now);
+        self.state = State::Lost { hold, released: false };
+        out.push(Action::Tell(Notice::Lost(loss)));
+        if over {
+            self.release_what_is_lost(out);
+        }
+    }
+
+    // ── giving it back ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn release(&mut self, now: Instant, out: &mut Vec<Action>) {
+        match std::mem::replace(&mut self.state, State::Ended(None)) {
+            State::Resting { .. } | State::Drawing { .. } | State::Looking { .. } => {}
+            State::Attempting(attempt) => attempt.roll_back((&self.key, &self.terms), out),
+            State::Held(hold) | State::Lost { hold, .. } => self.release_everywhere(now, hold, out),
+            over @ (State::Releasing { .. } | State::Ended(_)) => self.state = over,
+        }
+    }
+
+    fn release_everywhere(&mut self, now: Instant, mut hold: Box<Hold>, out: &mut Vec<Action>) {
+        refuse_extensions(&mut hold, out);
+        let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
+        self.send_releases(round.id(), &hold, out);
+        self.state = State::Releasing { round, hold };
+    }
+
+    fn release_what_is_lost(&mut self, out: &mut Vec<Action>) {
+        let id = self.next_round();
+        if let State::Lost { hold, released } = std::mem::replace(&mut self.state, State::Ended(None)) {
+            if !released {
+                self.send_releases(id, &hold, out);
+            }
+            self.state = State::Lost { hold, released: true };
+        }
+    }
+
+    /// To all nodes, whatever they said last; owed where a key may stand.
+    fn send_releases(&self, round: RoundId, hold: &Hold, out: &mut Vec<Action>) {
+        for node in 0..self.terms.quorum.nodes() {
+            let stands = hold.footprint.may_stand(node);
+            let owed_for = if stands { hold.longest.as_duration() } else { Duration::ZERO };
+            let command = Command::Release { key: self.key.clone(), value: hold.value.clone(), owed_for };
+            out.push(Action::Send { node, round, command });
+        }
+    }
+
+    fn judge_release(&mut self, out: &mut Vec<Action>) {
+        let State::Releasing { round, .. } = &self.state else { return };
+        let Some(outcome) = ReleaseOutcome::of(round, self.terms.quorum) else { return };
+        out.push(Action::Tell(Notice::Released(outcome, round.report(&self.terms))));
+        if let State::Releasing { hold, .. } = std::mem::replace(&mut self.state, State::Ended(None)) {
+            self.state = State::Ended(Some(hold));
+        }
+    }
+
+    fn next_round(&mut self) -> RoundId {
+        let id = RoundId(self.rounds);
+        self.rounds += 1;
+        id
+    }
+}
+
+fn refuse_extensions(hold: &mut Hold, out: &mut Vec<Action>) {
+    for ticket in hold.refuse_extensions() {
+        out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost))));
+    }
+}
+
+/// The node that an ordered attempt asks first: the first in the configured order that answered at all.
+fn first_reachable(look: &Round) -> Option<NodeIndex> {
+    look.answers().position(|answer| matches!(answer, Some(Answer::Seen(_))))
+}

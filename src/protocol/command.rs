@@ -1,0 +1,331 @@
+//! What a client asks of one node, and what one node may answer. The primitive at a node, without the counting.
+//!
+//! Each command names the key and the whole value, so that a node never acts on somebody else's key.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::time::Ttl;
+
+/// The position of a node in the configured order. All clients of a deployment should use the same order.
+pub type NodeIndex = usize;
+
+/// The random value of one attempt, drawn anew for each: 128 bits, a UUID v4.
+///
+/// Were it kept over the attempts of one call, the late roll-back of the first attempt would free the key of the second.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u128);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The name of a key on the wire: any bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<[u8]>);
+
+impl Key {
+    /// The lock key of a resource: `{namespace}:{resource}`, or the bare resource in the empty namespace.
+    pub fn of_lock(namespace: &str, resource: &[u8]) -> Self {
+        if namespace.is_empty() {
+            return Key(resource.into());
+        }
+        Key([namespace.as_bytes(), b":", resource].concat().into())
+    }
+
+    /// The bytes on the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.escape_ascii().to_string())
+    }
+}
+
+/// What stands in a lock key: `{32 hex digits of the LeaseId}:{holder}[:{metadata}]`.
+///
+/// It is compared whole; the text behind the first colon is for people.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(Arc<[u8]>);
+
+impl Value {
+    /// The value of one attempt.
+    pub fn new(lease_id: LeaseId, signature: &Signature) -> Self {
+        let mut bytes = Vec::with_capacity(32 + signature.0.len());
+        bytes.extend_from_slice(&hex_digits(lease_id));
+        bytes.extend_from_slice(signature.0.as_bytes());
+        Value(bytes.into())
+    }
+
+    /// A value that was read from a node, whoever wrote it.
+    pub fn from_wire(bytes: &[u8]) -> Self {
+        Value(bytes.into())
+    }
+
+    /// The bytes on the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Who holds, if the value is of our form.
+    pub fn holder(&self) -> Option<&str> {
+        self.text().map(|text| text.split_once(':').map_or(text, |(holder, _)| holder))
+    }
+
+    /// The user's text beside the holder, if there is one.
+    pub fn metadata(&self) -> Option<&str> {
+        self.text().and_then(|text| text.split_once(':')).map(|(_, metadata)| metadata)
+    }
+
+    fn text(&self) -> Option<&str> {
+        let (digits, rest) = self.0.split_at_checked(32)?;
+        let ours = digits.iter().all(u8::is_ascii_hexdigit) && rest.first() == Some(&b':');
+        ours.then(|| std::str::from_utf8(&rest[1..]).ok()).flatten()
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.escape_ascii().to_string())
+    }
+}
+
+fn hex_digits(lease_id: LeaseId) -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|place| DIGITS[(lease_id.0 >> (124 - 4 * place)) as usize & 0xf])
+}
+
+/// The part of a value that stays the same over all attempts: `:{holder}[:{metadata}]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature(Arc<str>);
+
+impl Signature {
+    /// Of a holder, and of the user's text beside it.
+    pub fn new(holder: &str, metadata: Option<&str>) -> Self {
+        Signature(match metadata {
+            Some(metadata) => format!(":{holder}:{metadata}").into(),
+            None => format!(":{holder}").into(),
+        })
+    }
+}
+
+/// What a client asks of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Set the key if it is missing, with an expiry: [`Answer::Granted`] or [`Answer::Denied`].
+    Acquire {
+        /// The lock key.
+        key: Key,
+        /// The value of this attempt.
+        value: Value,
+        /// How long the key lives.
+        ttl: Ttl,
+    },
+    /// If the value stands, raise its expiry to at least `ttl` from now, never lower it: [`Answer::Present`]. If the key is
+    /// missing, set it: [`Answer::Healed`], or leave it if `heal` is off: [`Answer::Missing`]. Else [`Answer::Foreign`].
+    Extend {
+        /// The lock key.
+        key: Key,
+        /// The value of the attempt that won.
+        value: Value,
+        /// How long the key lives from when the node gets this.
+        ttl: Ttl,
+        /// Whether a missing key is set again.
+        heal: bool,
+    },
+    /// Delete the key if the value stands: [`Answer::Deleted`], [`Answer::Missing`] or [`Answer::Foreign`].
+    Release {
+        /// The lock key.
+        key: Key,
+        /// The value of the attempt that ends.
+        value: Value,
+        /// For how long this release is owed if the node cannot be asked now: longer than that no key can stand there.
+        /// Zero if none of ours can stand there in the first place.
+        owed_for: Duration,
+    },
+    /// Read the value and the time that it has to live: [`Answer::Seen`].
+    Inspect {
+        /// The lock key.
+        key: Key,
+    },
+}
+
+/// What one node said to one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The key was free and is ours now.
+    Granted,
+    /// The key was there already.
+    Denied,
+    /// Our value stood, and lives at least as long as was asked.
+    Present,
+    /// The key was missing and was set again.
+    Healed,
+    /// The key was missing.
+    Missing,
+    /// Another value stood there.
+    Foreign,
+    /// Our value stood, and is gone.
+    Deleted,
+    /// What stands at the key.
+    Seen(Option<Sighting>),
+    /// No answer to the question.
+    Unknown(Unknown),
+}
+
+/// A key as a node saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// What stands there.
+    pub value: Value,
+    /// How long it has to live; `None` if it has no expiry.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why a node gave no answer. "No answer" is never read as "no": what was asked may have been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unknown {
+    /// The connection is down and the command was not sent: nothing was done.
+    NotConnected,
+    /// The connection broke before the answer came.
+    ConnectionLost,
+    /// No answer within the node timeout.
+    Timeout,
+    /// The server refused with an error: nothing was done.
+    Refused(Refusal),
+    /// The node answered something else than was asked.
+    Nonsense,
+}
+
+impl Unknown {
+    /// Whether the command may have been carried out, now or later.
+    pub fn may_have_run(self) -> bool {
+        match self {
+            Unknown::NotConnected | Unknown::Refused(_) => false,
+            Unknown::ConnectionLost | Unknown::Timeout | Unknown::Nonsense => true,
+        }
+    }
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unknown::NotConnected => f.write_str("not connected"),
+            Unknown::ConnectionLost => f.write_str("connection lost"),
+            Unknown::Timeout => f.write_str("timed out"),
+            Unknown::Refused(refusal) => write!(f, "refused ({refusal})"),
+            Unknown::Nonsense => f.write_str("unexpected reply"),
+        }
+    }
+}
+
+/// The error codes with which a server refuses a command, as the first word of its error reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The server is reading its data from disk.
+    Loading,
+    /// The server is a replica.
+    ReadOnly,
+    /// The server cannot persist and stopped taking writes.
+    MisConf,
+    /// The server has no memory for a write.
+    OutOfMemory,
+    /// A script of somebody blocks the server.
+    Busy,
+    /// The connection is not authenticated.
+    NoAuth,
+    /// The user may not run this command on this key.
+    NoPermission,
+    /// The key holds something that is not a string.
+    WrongType,
+    /// The server is a member of a Redis Cluster, and says that it cannot serve the key.
+    Cluster,
+    /// Another error.
+    Other,
+}
+
+impl Refusal {
+    /// The refusal that an error code stands for.
+    pub fn from_code(code: &str) -> Self {
+        match code {
+            "LOADING" => Refusal::Loading,
+            "READONLY" => Refusal::ReadOnly,
+            "MISCONF" => Refusal::MisConf,
+            "OOM" => Refusal::OutOfMemory,
+            "BUSY" => Refusal::Busy,
+            "NOAUTH" => Refusal::NoAuth,
+            "NOPERM" => Refusal::NoPermission,
+            "WRONGTYPE" => Refusal::WrongType,
+            "CLUSTERDOWN" | "MASTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" => Refusal::Cluster,
+            _ => Refusal::Other,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Loading => "LOADING: reads its data from disk",
+            Refusal::ReadOnly => "READONLY: is a replica",
+            Refusal::MisConf => "MISCONF: cannot persist",
+            Refusal::OutOfMemory => "OOM: out of memory",
+            Refusal::Busy => "BUSY: blocked by a script",
+            Refusal::NoAuth => "NOAUTH: not authenticated",
+            Refusal::NoPermission => "NOPERM: no permission",
+            Refusal::WrongType => "WRONGTYPE: the key is not a string",
+            Refusal::Cluster => "the server is part of a Redis Cluster",
+            Refusal::Other => "server error",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: LeaseId = LeaseId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+
+    #[test]
+    fn a_value_carries_the_lease_id_the_holder_and_the_metadata() {
+        let plain = Value::new(ID, &Signature::new("worker-7", None));
+        assert_eq!(plain.as_bytes(), b"0123456789abcdef0011223344556677:worker-7");
+        assert_eq!((plain.holder(), plain.metadata()), (Some("worker-7"), None));
+
+        let with = Value::new(ID, &Signature::new("worker-7", Some("pid 12: nightly")));
+        assert_eq!((with.holder(), with.metadata()), (Some("worker-7"), Some("pid 12: nightly")));
+        assert_eq!(format!("{ID}"), "0123456789abcdef0011223344556677");
+    }
+
+    #[test]
+    fn a_value_of_another_library_has_no_holder() {
+        for foreign in [
+            &b""[..],
+            b"1",
+            b"0123456789abcdef0011223344556677",
+            b"0123456789abcdef0011223344556677worker",
+            b"not-hex-not-hex-not-hex-not-hex-:worker",
+            b"0123456789abcdef0011223344556677:\xff\xfe",
+        ] {
+            assert_eq!(Value::from_wire(foreign).holder(), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn the_empty_namespace_is_the_bare_resource() {
+        assert_eq!(Key::of_lock("redlock", b"a").as_bytes(), b"redlock:a");
+        assert_eq!(Key::of_lock("", b"a").as_bytes(), b"a");
+    }
+}

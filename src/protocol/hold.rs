@@ -1,0 +1,243 @@
+//! A held lock: its lease, and the extensions that keep it. One extension round at a time; silence changes nothing.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::claim::{Action, Ticket};
+use super::command::{Answer, Command, Key, NodeIndex, Value};
+use super::lease::Lease;
+use super::quorum::Decision;
+use super::release::Footprint;
+use super::round::{Round, RoundId};
+use super::settings::{Renewal, Terms};
+use super::time::{Instant, Ttl};
+use super::wait::fraction;
+
+/// What is held.
+#[derive(Debug)]
+pub struct Hold {
+    pub(super) value: Value,
+    pub(super) lease: Lease,
+    pub(super) footprint: Footprint,
+    /// The round that won. Grants that come in later still belong to the holder.
+    pub(super) votes: Round,
+    /// The last extension round; answers are heard until the next one begins.
+    extension: Option<Extension>,
+    /// Extensions by hand that wait for the round under way.
+    asked: VecDeque<(Ticket, Ttl)>,
+    renew_at: Instant,
+    /// The longest ttl that was asked for: no key of ours lives longer from now.
+    pub(super) longest: Ttl,
+    jitter: u64,
+    /// When a hold without a bound is worth a warning; `None` once it was given.
+    warn_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Extension {
+    round: Round,
+    ttl: Ttl,
+    ticket: Option<Ticket>,
+    /// Won, or certainly not won by the answers so far. Answers still matter: they may show a loss.
+    settled: bool,
+}
+
+/// What an extension round came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to say yet, or nothing new.
+    Open,
+    /// A majority confirmed: the lease is longer now. Told to whoever asked by hand.
+    Extended(Option<Ticket>),
+    /// Too few nodes answered: the old lease stands. Told to whoever asked by hand.
+    NoQuorum(Option<Ticket>),
+    /// So many voting nodes lost the key, or hold another's, that no majority is left.
+    Lost,
+}
+
+impl Hold {
+    /// A majority was won by `votes`.
+    pub fn new(
+        value: Value,
+        votes: Round,
+        footprint: Footprint,
+        lease: Lease,
+        terms: &Terms,
+        jitter: u64,
+    ) -> Self {
+        let asked_at = votes.asked_at();
+        let mut hold = Hold {
+            value,
+            lease,
+            footprint,
+            votes,
+            extension: None,
+            asked: VecDeque::new(),
+            renew_at: Instant::NEVER,
+            longest: terms.ttl,
+            jitter,
+            warn_at: (terms.hold_at_most == Duration::MAX).then_some(asked_at + LONG_HOLD),
+        };
+        hold.renew_at = hold.next_renewal(terms, asked_at);
+        hold
+    }
+
+    /// When the loss is signalled: a margin before the validity ends.
+    pub fn lost_at(&self, terms: &Terms) -> Instant {
+        self.lease.valid_until() - terms.margin
+    }
+
+    /// When there is something to do: extend, give up on silent nodes, or signal the loss.
+    pub fn wake_at(&self, terms: &Terms) -> Instant {
+        let open = self.extension.as_ref().filter(|extension| !extension.settled);
+        let deadline = open.map_or(Instant::NEVER, |extension| extension.round.deadline());
+        self.lost_at(terms).min(self.renew_at).min(deadline)
+    }
+
+    /// Extends by hand: a round of its own, after the one under way.
+    pub fn ask(&mut self, ticket: Ticket, ttl: Ttl) {
+        self.asked.push_back((ticket, ttl));
+    }
+
+    /// Begins the next extension round if one is due and none is under way. Never called once the lease is over, so
+    /// nothing is healed after its end.
+    pub fn extend_if_due(
+        &mut self,
+        key: &Key,
+        terms: &Terms,
+        id: RoundId,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let under_way = self.extension.as_ref().is_some_and(|extension| !extension.settled);
+        let (ticket, ttl) = match self.asked.front() {
+            _ if under_way => return false,
+            Some((ticket, ttl)) => (Some(*ticket), *ttl),
+            None if now >= self.renew_at => (None, terms.ttl),
+            None => return false,
+        };
+        if ticket.is_some() {
+            self.asked.pop_front();
+        }
+        self.renew_at = Instant::NEVER;
+        self.longest = self.longest.max(ttl);
+        let round = Round::to_all(id, terms.quorum, now, terms.node_timeout);
+        self.extension = Some(Extension { round, ttl, ticket, settled: false });
+        for node in 0..terms.quorum.nodes() {
+            self.footprint.wrote(node);
+            let command = Command::Extend { key: key.clone(), value: self.value.clone(), ttl, heal: true };
+            out.push(Action::Send { node, round: id, command });
+        }
+        true
+    }
+
+    /// Takes in what a node said: a straggling grant, or an answer to the extension.
+    pub fn hear(
+        &mut self,
+        terms: &Terms,
+        now: Instant,
+        round: RoundId,
+        node: NodeIndex,
+        answer: Answer,
+    ) -> Verdict {
+        if round == self.votes.id() {
+            self.footprint.heard(node, &answer);
+            self.votes.hear(node, answer, now);
+            return Verdict::Open;
+        }
+        match &mut self.extension {
+            Some(extension) if extension.round.id() == round => {
+                self.footprint.heard(node, &answer);
+                extension.round.hear(node, answer, now);
+                self.judge(terms, now)
+            }
+            _ => Verdict::Open,
+        }
+    }
+
+    /// Gives up on the nodes that stayed silent in an extension round.
+    pub fn pass(&mut self, terms: &Terms, now: Instant) -> Verdict {
+        match &mut self.extension {
+            Some(extension) if !extension.settled && now >= extension.round.deadline() => {
+                extension.round.give_up(now);
+                self.judge(terms, now)
+            }
+            _ => Verdict::Open,
+        }
+    }
+
+    /// Reads the extension round. Only answers heard before the end of the lease ever come here.
+    fn judge(&mut self, terms: &Terms, now: Instant) -> Verdict {
+        let Some(extension) = &mut self.extension else { return Verdict::Open };
+        let tally = extension.round.tally();
+        if tally.denied > terms.quorum.spare() {
+            return Verdict::Lost;
+        }
+        if extension.settled {
+            return Verdict::Open;
+        }
+        let (asked_at, ttl, ticket) = (extension.round.asked_at(), extension.ttl, extension.ticket);
+        match terms.quorum.decide(tally) {
+            Decision::Pending => Verdict::Open,
+            Decision::Won => {
+                extension.settled = true;
+                self.lease.extend(asked_at, ttl, terms.drift);
+                self.renew_at = self.next_renewal(terms, asked_at);
+                Verdict::Extended(ticket)
+            }
+            Decision::Failed => {
+                extension.settled = true;
+                self.renew_at = self.next_try(terms, now);
+                Verdict::NoQuorum(ticket)
+            }
+        }
+    }
+
+    /// True once, when a hold that nothing bounds has lasted long: is its holder alive, or hung? Asked whenever something
+    /// happens to the hold, which a renewal does several times in a ttl.
+    pub fn is_suspiciously_long(&mut self, now: Instant) -> bool {
+        self.warn_at.take_if(|warn_at| now >= *warn_at).is_some()
+    }
+
+    /// Ends all extensions by hand, the one under way and those that wait behind it.
+    pub fn refuse_extensions(&mut self) -> Vec<Ticket> {
+        let open = self.extension.as_mut().filter(|extension| !extension.settled);
+        let under_way = open.and_then(|extension| extension.ticket.take());
+        under_way.into_iter().chain(self.asked.drain(..).map(|(ticket, _)| ticket)).collect()
+    }
+
+    /// The last extension round, if there was one; else the round that won.
+    pub fn last_round(&self) -> &Round {
+        self.extension.as_ref().map_or(&self.votes, |extension| &extension.round)
+    }
+
+    /// After a lease that counts from `asked_at`: when two thirds of the ttl remain, a little earlier by the jitter so that
+    /// locks that were taken together are not renewed together, and never in a hurry when the ttl is tiny.
+    fn next_renewal(&self, terms: &Terms, asked_at: Instant) -> Instant {
+        let ttl = terms.ttl.as_duration();
+        match terms.renewal {
+            _ if self.lease.is_capped() => Instant::NEVER,
+            Renewal::Never => Instant::NEVER,
+            Renewal::Every(pause) => asked_at + pause,
+            Renewal::WhileHeld => {
+                let due = self.lease.valid_until() - ttl * 2 / 3 - fraction(ttl / 30, self.jitter);
+                due.max(asked_at + ttl / 6)
+            }
+        }
+    }
+
+    /// After a round without a majority: soon again, several times within one ttl.
+    fn next_try(&self, terms: &Terms, now: Instant) -> Instant {
+        match terms.renewal {
+            Renewal::Never => Instant::NEVER,
+            Renewal::Every(_) | Renewal::WhileHeld => {
+                now + (terms.ttl.as_duration() / 12).max(ONE_MILLISECOND)
+            }
+        }
+    }
+}
+
+const ONE_MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A hold of this length is worth a warning if nothing bounds it.
+const LONG_HOLD: Duration = Duration::from_secs(600);

@@ -1,0 +1,182 @@
+//! The account that every result carries: what each node said, in one line or in detail.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::command::{Answer, Unknown};
+use super::quorum::{Quorum, Tally};
+use super::round::vote;
+
+/// What each node said in the round that decided.
+///
+/// `{}` prints one line, `{:#}` a line for each node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    quorum: Quorum,
+    nodes: Vec<NodeReport>,
+}
+
+impl Report {
+    pub(crate) fn new(quorum: Quorum, nodes: Vec<NodeReport>) -> Self {
+        Report { quorum, nodes }
+    }
+
+    /// Node by node, in the configured order.
+    pub fn nodes(&self) -> &[NodeReport] {
+        &self.nodes
+    }
+
+    /// How many nodes make a majority.
+    pub fn majority(&self) -> usize {
+        self.quorum.majority()
+    }
+
+    /// The answers that say *yes, it is yours*.
+    pub fn granted(&self) -> usize {
+        self.tally().granted
+    }
+
+    /// The answers that say *no*.
+    pub fn denied(&self) -> usize {
+        self.tally().denied
+    }
+
+    /// Nodes that gave no answer to the question.
+    pub fn unknown(&self) -> usize {
+        self.tally().unknown
+    }
+
+    fn tally(&self) -> Tally {
+        self.answers().map(vote).collect()
+    }
+
+    fn answers(&self) -> impl Iterator<Item = &Answer> {
+        self.nodes.iter().filter_map(|node| match &node.said {
+            Said::Answer(answer) => Some(answer),
+            Said::NothingYet | Said::NotAsked => None,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            let width = self.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
+            let lines = self.nodes.iter().map(|node| format!("{:width$}  {}", node.name, node.in_words()));
+            return f.write_str(&lines.collect::<Vec<_>>().join("\n"));
+        }
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for node in &self.nodes {
+            let word = node.said.word();
+            match kinds.iter_mut().find(|(known, _)| *known == word) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((word, 1)),
+            }
+        }
+        let counts: Vec<_> = kinds.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        let (nodes, majority) = (self.quorum.nodes(), self.quorum.majority());
+        let noun = if nodes == 1 { "node" } else { "nodes" };
+        write!(f, "{nodes} {noun}: {} (majority {majority})", counts.join(", "))
+    }
+}
+
+/// What one node said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    name: Arc<str>,
+    said: Said,
+    after: Option<Duration>,
+}
+
+impl NodeReport {
+    pub(crate) fn new(name: &Arc<str>, said: Said, after: Option<Duration>) -> Self {
+        NodeReport { name: name.clone(), said, after }
+    }
+
+    /// The address of the node, without a password.
+    pub fn address(&self) -> &str {
+        &self.name
+    }
+
+    /// How long after the first byte of the round the answer was heard, or given up. `None` if neither has happened.
+    pub fn after(&self) -> Option<Duration> {
+        self.after
+    }
+
+    /// Whether the node said *yes, it is yours*.
+    pub fn is_granted(&self) -> bool {
+        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present))
+    }
+
+    /// What the node said, in words: `granted`, `held by another`, `timed out`, ...
+    pub fn in_words(&self) -> String {
+        match (&self.said, self.after) {
+            (Said::Answer(Answer::Unknown(unknown)), Some(after)) => format!("{unknown} after {after:.1?}"),
+            (said, Some(after)) => format!("{} after {after:.1?}", said.word()),
+            (said, None) => said.word().to_owned(),
+        }
+    }
+}
+
+/// What was heard of a node in a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Answer(Answer),
+    NothingYet,
+    NotAsked,
+}
+
+impl Said {
+    fn word(&self) -> &'static str {
+        match self {
+            Said::Answer(Answer::Granted) => "granted",
+            Said::Answer(Answer::Denied) => "held by another",
+            Said::Answer(Answer::Present) => "extended",
+            Said::Answer(Answer::Healed) => "had lost the key",
+            Said::Answer(Answer::Missing) => "without the key",
+            Said::Answer(Answer::Foreign) => "taken by another",
+            Said::Answer(Answer::Deleted) => "released",
+            Said::Answer(Answer::Seen(Some(_))) => "holding a key",
+            Said::Answer(Answer::Seen(None)) => "free",
+            Said::Answer(Answer::Unknown(unknown)) => match unknown {
+                Unknown::NotConnected => "not connected",
+                Unknown::ConnectionLost => "disconnected",
+                Unknown::Timeout => "timed out",
+                Unknown::Refused(_) => "refused",
+                Unknown::Nonsense => "unintelligible",
+            },
+            Said::NothingYet => "still silent",
+            Said::NotAsked => "not asked",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::command::Refusal;
+
+    #[test]
+    fn prints_one_line_or_a_line_for_each_node() {
+        let names: Vec<Arc<str>> = vec!["10.0.0.1:6379".into(), "b:1".into(), "c:2".into()];
+        let said = [
+            (Said::Answer(Answer::Granted), Some(Duration::from_micros(412))),
+            (
+                Said::Answer(Answer::Unknown(Unknown::Refused(Refusal::Loading))),
+                Some(Duration::from_millis(2)),
+            ),
+            (Said::NothingYet, None),
+        ];
+        let nodes =
+            names.iter().zip(said).map(|(name, (said, after))| NodeReport::new(name, said, after)).collect();
+        let report = Report::new(Quorum::of(3), nodes);
+
+        assert_eq!(report.to_string(), "3 nodes: 1 granted, 1 refused, 1 still silent (majority 2)");
+        let detail = "10.0.0.1:6379  granted after 412.0µs\n\
+                      b:1            refused (LOADING: reads its data from disk) after 2.0ms\n\
+                      c:2            still silent";
+        assert_eq!(format!("{report:#}"), detail);
+        assert_eq!((report.granted(), report.denied(), report.unknown()), (1, 0, 1));
+    }
+}

@@ -1,0 +1,160 @@
+//! One node's memory, as the commands see it: the reference for what a Redis does, and the heart of the in-memory node.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::command::{Answer, Command, Key, Sighting, Value};
+use super::time::{Instant, Ttl};
+
+/// Keys with values and expiries. Its clock is whatever it is told.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    entries: BTreeMap<Key, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    value: Value,
+    expires_at: Instant,
+}
+
+impl Store {
+    /// Carries out a command at the node's own time.
+    pub fn apply(&mut self, now: Instant, command: &Command) -> Answer {
+        match command {
+            Command::Acquire { key, value, ttl } => self.acquire(now, key, value, *ttl),
+            Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
+            Command::Release { key, value, .. } => self.release(now, key, value),
+            Command::Inspect { key } => Answer::Seen(self.sight(now, key)),
+        }
+    }
+
+    fn acquire(&mut self, now: Instant, key: &Key, value: &Value, ttl: Ttl) -> Answer {
+        if self.find(now, key).is_some() {
+            return Answer::Denied;
+        }
+        self.set(now, key, value, ttl);
+        Answer::Granted
+    }
+
+    fn extend(&mut self, now: Instant, key: &Key, value: &Value, ttl: Ttl, heal: bool) -> Answer {
+        match self.find(now, key) {
+            Some(entry) if entry.value == *value => {
+                entry.expires_at = entry.expires_at.max(now + ttl.as_duration());
+                Answer::Present
+            }
+            Some(_) => Answer::Foreign,
+            None if heal => {
+                self.set(now, key, value, ttl);
+                Answer::Healed
+            }
+            None => Answer::Missing,
+        }
+    }
+
+    fn release(&mut self, now: Instant, key: &Key, value: &Value) -> Answer {
+        match self.find(now, key) {
+            Some(entry) if entry.value == *value => {
+                self.entries.remove(key);
+                Answer::Deleted
+            }
+            Some(_) => Answer::Foreign,
+            None => Answer::Missing,
+        }
+    }
+
+    /// What stands at a key.
+    pub fn sight(&mut self, now: Instant, key: &Key) -> Option<Sighting> {
+        self.find(now, key).map(|entry| Sighting {
+            value: entry.value.clone(),
+            expires_in: (entry.expires_at < Instant::NEVER).then(|| entry.expires_at.since(now)),
+        })
+    }
+
+    /// Sets a key whatever stands there; `Duration::MAX` for one without an expiry.
+    pub fn put(&mut self, now: Instant, key: &Key, value: &Value, expires_in: Duration) {
+        self.entries.insert(key.clone(), Entry { value: value.clone(), expires_at: now + expires_in });
+    }
+
+    /// Deletes a key, whoever set it. True if it was there.
+    pub fn remove(&mut self, now: Instant, key: &Key) -> bool {
+        self.find(now, key).is_some() && self.entries.remove(key).is_some()
+    }
+
+    /// The keys that stand now.
+    pub fn keys(&self, now: Instant) -> impl Iterator<Item = (&Key, &Value)> {
+        let alive = self.entries.iter().filter(move |(_, entry)| now < entry.expires_at);
+        alive.map(|(key, entry)| (key, &entry.value))
+    }
+
+    fn set(&mut self, now: Instant, key: &Key, value: &Value, ttl: Ttl) {
+        self.put(now, key, value, ttl.as_duration());
+    }
+
+    fn find(&mut self, now: Instant, key: &Key) -> Option<&mut Entry> {
+        if self.entries.get(key).is_some_and(|entry| now >= entry.expires_at) {
+            self.entries.remove(key);
+        }
+        self.entries.get_mut(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_nanos(millis * 1_000_000)
+    }
+
+    /// `acquire a 10`, `extend a 10`, `renew a 10` (without heal), `release a`, `look`, at a time in milliseconds.
+    fn answer(store: &mut Store, time: u64, words: &str) -> String {
+        let mut words = words.split(' ');
+        let verb = words.next().expect("a verb");
+        let value = Value::from_wire(words.next().unwrap_or("").as_bytes());
+        let ttl = words.next().map_or(0, |millis| millis.parse().expect("milliseconds"));
+        let ttl = Ttl::from_duration(Duration::from_millis(ttl));
+        let key = Key::of_lock("", b"k");
+        let command = match verb {
+            "acquire" => Command::Acquire { key, value, ttl },
+            "extend" => Command::Extend { key, value, ttl, heal: true },
+            "renew" => Command::Extend { key, value, ttl, heal: false },
+            "release" => Command::Release { key, value, owed_for: Duration::ZERO },
+            _ => Command::Inspect { key },
+        };
+        match store.apply(at(time), &command) {
+            Answer::Seen(None) => "free".to_owned(),
+            Answer::Seen(Some(seen)) => {
+                format!("{:?} {:?}", seen.value, seen.expires_in.unwrap_or(Duration::MAX))
+            }
+            answer => format!("{answer:?}"),
+        }
+    }
+
+    #[test]
+    fn behaves_as_a_redis_does() {
+        let mut store = Store::default();
+        for (time, command, expected) in [
+            (0, "look", "free"),
+            (0, "acquire a 100", "Granted"),
+            (1, "acquire b 100", "Denied"),
+            (1, "acquire a 100", "Denied"), // NX looks at the key, not at the value
+            (1, "look", "\"a\" 99ms"),
+            (10, "extend a 50", "Present"),
+            (10, "look", "\"a\" 90ms"), // never shortened
+            (20, "extend a 100", "Present"),
+            (20, "look", "\"a\" 100ms"),
+            (20, "extend b 100", "Foreign"),
+            (20, "release b", "Foreign"),
+            (119, "look", "\"a\" 1ms"),
+            (120, "look", "free"), // gone at the end of its last millisecond
+            (120, "renew a 100", "Missing"),
+            (120, "release a", "Missing"),
+            (120, "extend a 100", "Healed"),
+            (121, "release a", "Deleted"),
+            (121, "acquire b 10", "Granted"),
+        ] {
+            assert_eq!(answer(&mut store, time, command), expected, "{time} ms: {command}");
+        }
+    }
+}
