@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -23,6 +23,7 @@ use crate::protocol::round::{Round, RoundId};
 use crate::protocol::settings::Terms;
 use crate::protocol::time::{Instant, Ttl};
 use crate::queue::Place;
+use crate::sync::lock;
 
 /// The doors to the world, shared by all claims of one deployment.
 pub(crate) struct Doors {
@@ -334,9 +335,4 @@ impl Listener for Survey {
         lock(&self.round).hear(node, answer, self.clock.now());
         self.complete.notify_waiters();
     }
-}
-
-/// A poisoned lock means that an assertion failed elsewhere. What it guards is still consistent enough to release.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

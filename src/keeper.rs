@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
-use crate::driver::{Live, lock};
+use crate::driver::Live;
 use crate::protocol::claim::Event;
 use crate::protocol::time::Instant;
+use crate::sync::lock;
 
 #[derive(Default)]
 pub(crate) struct Keeper {

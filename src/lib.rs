@@ -44,9 +44,11 @@ mod error;
 mod guard;
 mod inspect;
 mod keeper;
+mod memory;
 mod mutex;
 mod queue;
 mod redlock;
+mod sync;
 
 // The protocol and the doors: open to tests and simulations, and without any promise of stability.
 #[cfg(not(feature = "sim"))]
@@ -80,8 +82,8 @@ pub use error::{
 };
 pub use guard::{Guard, Release, Watch};
 pub use inspect::Inspection;
+pub use memory::MemoryNodes;
 pub use mutex::Mutex;
-pub use node::memory::MemoryNodes;
 #[cfg(feature = "redis")]
 pub use node::redis::NodeConfig;
 pub use protocol::release::ReleaseOutcome;

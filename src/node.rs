@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
 use crate::protocol::round::RoundId;
 
-pub mod memory;
+pub(crate) mod memory;
 mod owed;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::driver::lock;
 use crate::protocol::command::Key;
+use crate::sync::lock;
 
 /// Who is at which resource.
 #[derive(Default)]

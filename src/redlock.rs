@@ -14,8 +14,8 @@ use crate::driver::{self, Doors};
 use crate::entropy::SystemEntropy;
 use crate::error::{ConnectError, SettingsError};
 use crate::keeper::Keeper;
+use crate::memory::MemoryNodes;
 use crate::mutex::Mutex;
-use crate::node::memory::MemoryNodes;
 #[cfg(feature = "redis")]
 use crate::node::redis::{Identities, NodeConfig, RedisNode, Target, Timeouts};
 use crate::protocol::command::Key;

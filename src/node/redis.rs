@@ -29,10 +29,10 @@ use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::{Owed, owed_until};
 use super::{Node, Reply};
 use crate::clock::Clock;
-use crate::driver::lock;
 use crate::protocol::command::{Answer, Command, Unknown};
 use crate::protocol::time::Instant;
 use crate::protocol::wait::Backoff;
+use crate::sync::lock;
 
 /// Batches on their way at most. What comes on top waits and goes out as one larger batch.
 const MOST_BATCHES: usize = 48;
@@ -269,8 +269,9 @@ impl Actor {
         let mut alarm = std::pin::pin!(sleep(Duration::ZERO));
         let mut alarm_is_set = false;
 
+        let mut lost = false;
         let reason = loop {
-            if !waiting.is_empty() && batches.len() < MOST_BATCHES {
+            if !waiting.is_empty() && batches.len() < MOST_BATCHES && !lost {
                 let jobs = std::mem::take(&mut waiting);
                 answers.push_back(send(&link, &jobs));
                 batches.push_back(Batch { jobs, sent_at: Timer::now() });
@@ -279,12 +280,14 @@ impl Actor {
                     alarm_is_set = true;
                 }
             }
+            if lost && batches.is_empty() {
+                break "connection lost";
+            }
             if abandoned && batches.is_empty() {
                 return Err(Abandoned);
             }
             tokio::select! {
                 biased;
-                () = &mut link.driver => break "connection lost",
                 Some(answered) = answers.next(), if !batches.is_empty() => {
                     let batch = batches.pop_front().expect("a batch for each answer");
                     match answered {
@@ -295,8 +298,12 @@ impl Actor {
                         }
                     }
                 }
-                received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !abandoned && batches.len() < MOST_BATCHES => {
-                    waiting.iter_mut().for_each(|job| if job.form == Form::Hashed { job.form = link.form });
+                // What was answered before the end is still handed out.
+                () = &mut link.driver, if !lost => lost = true,
+                received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS),
+                    if !abandoned && !lost && batches.len() < MOST_BATCHES =>
+                {
+                    waiting.iter_mut().filter(|job| job.form == Form::Hashed).for_each(|job| job.form = link.form);
                     abandoned = received == 0;
                 }
                 () = &mut alarm, if alarm_is_set => match batches.front() {

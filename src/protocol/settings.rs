@@ -324,14 +324,8 @@ mod tests {
         let backoff = |shortest, longest| Backoff::exponential(ms(shortest), ms(longest));
         for (wishes, message) in [
             (Wishes { ttl: ms(0), ..good() }, "ttl is 0ns, but must be at least 1ms"),
-            (
-                Wishes { ttl: Duration::from_micros(999), ..good() },
-                "ttl is 999µs, but must be at least 1ms",
-            ),
-            (
-                Wishes { ttl: ms(7), ..good() },
-                "ttl is 7ms, but must be above drift plus margin, 7.07ms",
-            ),
+            (Wishes { ttl: Duration::from_micros(999), ..good() }, "ttl is 999µs, but must be at least 1ms"),
+            (Wishes { ttl: ms(7), ..good() }, "ttl is 7ms, but must be above drift plus margin, 7.07ms"),
             (
                 Wishes { max_ttl: Some(ms(9_999)), ..good() },
                 "ttl is 10s, but must be at most the max_ttl of 9.999s",
@@ -341,11 +335,7 @@ mod tests {
                 "max_ttl is 18446744073709551615.999999999s, but must be at most 31536000s",
             ),
             (
-                Wishes {
-                    drift: Drift { parts_per_million: 0, constant: ms(0) },
-                    margin: ms(0),
-                    ..good()
-                },
+                Wishes { drift: Drift { parts_per_million: 0, constant: ms(0) }, margin: ms(0), ..good() },
                 "drift is 0ns, but must be with the margin, at least 1ms",
             ),
             (

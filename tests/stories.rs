@@ -1,0 +1,248 @@
+//! Stories of one claim as readable text: what happens, and what the protocol answers.
+//!
+//! Each file under `tests/stories/` is played against the pure protocol, and its `->` lines must come out again as they
+//! stand. With `UPDATE_STORIES=1` they are written anew, to be read and judged in the diff.
+//!
+//! A story begins with its terms (`nodes 3, ttl 10s, ...`), then goes on line by line: a time, and what happens at it. An
+//! answer of a node goes to the oldest command of that node that it can be an answer to.
+#![cfg(feature = "sim")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redlock_quorum::protocol::claim::{Action, Claim, Draw, Event, Notice, Ticket, Why};
+use redlock_quorum::protocol::command::{
+    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Unknown, Value,
+};
+use redlock_quorum::protocol::round::RoundId;
+use redlock_quorum::protocol::settings::{Renewal, Wishes};
+use redlock_quorum::protocol::time::{Instant, Ttl};
+use redlock_quorum::protocol::wait::Patience;
+
+#[test]
+fn every_story_goes_as_it_is_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stories");
+    let mut played = 0;
+    for entry in std::fs::read_dir(&folder).expect("the folder of stories") {
+        let path = entry.expect("a story").path();
+        let text = std::fs::read_to_string(&path).expect("a readable story");
+        let told = play(&text);
+        played += 1;
+        if std::env::var_os("UPDATE_STORIES").is_some() {
+            std::fs::write(&path, &told).expect("a writable story");
+            continue;
+        }
+        assert!(told == text, "{} goes differently:\n\n{told}", path.display());
+    }
+    assert!(played > 0, "no story in {}", folder.display());
+}
+
+/// Tells the story anew: the same lines, with the actions that come out.
+fn play(text: &str) -> String {
+    let mut told = String::new();
+    let mut stage: Option<Stage> = None;
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("->")) {
+        told.push_str(line);
+        told.push('\n');
+        if line.starts_with("nodes ") {
+            stage = Some(Stage::set(line));
+        } else if !line.is_empty() && !line.starts_with('#') {
+            let (time, words) = line.split_once(char::is_whitespace).expect("a time and what happens");
+            let stage = stage.as_mut().expect("the terms come first");
+            stage.now = Instant::from_nanos(0) + length(time);
+            for told_line in stage.perform(words.trim()) {
+                writeln!(told, "          -> {told_line}").expect("a string");
+            }
+        }
+    }
+    told
+}
+
+struct Stage {
+    claim: Claim,
+    now: Instant,
+    nodes: usize,
+    /// What each node was asked and has not answered.
+    asked: Vec<(NodeIndex, RoundId, Command)>,
+    attempts: u128,
+    jitter: u64,
+    tickets: u64,
+}
+
+impl Stage {
+    /// `nodes 3, ttl 10s, wait 30s, node_timeout 200ms, hold_at_most 1s, renewal never, jitter 50%`, or `try` for the wait.
+    fn set(line: &str) -> Stage {
+        let (mut wishes, mut patience, mut nodes, mut jitter) =
+            (Wishes::default(), Patience::Once, 0, u64::MAX / 2);
+        for term in line.split(", ") {
+            match term.split_once(' ').unwrap_or((term, "")) {
+                ("nodes", count) => nodes = count.parse().expect("a number of nodes"),
+                ("ttl", ttl) => wishes.ttl = length(ttl),
+                ("max_ttl", ttl) => wishes.max_ttl = Some(length(ttl)),
+                ("wait", wait) => patience = Patience::Until(Instant::from_nanos(0) + length(wait)),
+                ("try", _) => patience = Patience::Once,
+                ("node_timeout", timeout) => wishes.node_timeout = Some(length(timeout)),
+                ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
+                ("renewal", "never") => wishes.renewal = Renewal::Never,
+                ("jitter", "0%") => jitter = 0,
+                other => panic!("no such term: {other:?}"),
+            }
+        }
+        let names = (1..=nodes).map(|node| format!("n{node}").into()).collect();
+        let terms = Arc::new(wishes.check(&names).expect("terms that fit"));
+        let claim = Claim::new(Key::of_lock("", b"k"), Signature::new("w", None), terms, patience);
+        let now = Instant::from_nanos(0);
+        Stage { claim, now, nodes, asked: Vec::new(), attempts: 0, jitter, tickets: 0 }
+    }
+
+    fn perform(&mut self, words: &str) -> Vec<String> {
+        let events = match words.split(' ').collect::<Vec<_>>()[..] {
+            ["begin" | "tick"] => vec![Event::Tick],
+            ["release"] => vec![Event::Release],
+            ["extend", ttl] => {
+                self.tickets += 1;
+                vec![Event::Extend { ticket: Ticket(self.tickets), ttl: Ttl::from_duration(length(ttl)) }]
+            }
+            [ref nodes @ .., _] if nodes.iter().all(|node| node.starts_with('n')) && !nodes.is_empty() => {
+                let answer = words.rsplit(' ').next().expect("an answer");
+                nodes.iter().map(|node| self.answer(node, answer)).collect()
+            }
+            _ => panic!("what happens in {words:?}?"),
+        };
+        let mut actions = Vec::new();
+        for event in events {
+            self.claim.handle(self.now, event, &mut actions);
+            while let Some(place) = actions.iter().position(|action| *action == Action::Draw) {
+                actions.remove(place);
+                self.attempts += 1;
+                let draw = Draw { lease_id: LeaseId(self.attempts), jitter: self.jitter };
+                self.claim.handle(self.now, Event::Attempt(draw), &mut actions);
+            }
+        }
+        self.tell(actions)
+    }
+
+    fn answer(&mut self, node: &str, answer: &str) -> Event {
+        let node: NodeIndex = node[1..].parse::<usize>().expect("the number of a node") - 1;
+        let fits = |command: &Command| match command {
+            Command::Acquire { .. } => matches!(answer, "granted" | "denied"),
+            Command::Extend { .. } => matches!(answer, "present" | "healed" | "missing" | "foreign"),
+            Command::Release { .. } => matches!(answer, "deleted" | "missing" | "foreign"),
+            Command::Inspect { .. } => answer == "free" || answer.starts_with("sees:"),
+        };
+        let unknown = answer.starts_with("lost") || answer == "down";
+        let asked = self.asked.iter().position(|(at, _, command)| *at == node && (unknown || fits(command)));
+        let (_, round, _) = self.asked.remove(asked.unwrap_or_else(|| panic!("n{} was not asked", node + 1)));
+        let answer = match answer {
+            "granted" => Answer::Granted,
+            "denied" => Answer::Denied,
+            "present" => Answer::Present,
+            "healed" => Answer::Healed,
+            "missing" => Answer::Missing,
+            "foreign" => Answer::Foreign,
+            "deleted" => Answer::Deleted,
+            "free" => Answer::Seen(None),
+            "down" => Answer::Unknown(Unknown::NotConnected),
+            "lost" => Answer::Unknown(Unknown::ConnectionLost),
+            sees => {
+                let (value, expiry) = sees["sees:".len()..].split_once('/').expect("sees:value/expiry");
+                let (value, expires_in) = (Value::from_wire(value.as_bytes()), Some(length(expiry)));
+                Answer::Seen(Some(Sighting { value, expires_in }))
+            }
+        };
+        Event::Answer { round, node, answer }
+    }
+
+    fn tell(&mut self, actions: Vec<Action>) -> Vec<String> {
+        let mut told: Vec<(Vec<usize>, String)> = Vec::new();
+        for action in actions {
+            match action {
+                Action::Draw => unreachable!("drawn for before"),
+                Action::Tell(notice) => told.push((Vec::new(), self.notice(notice))),
+                Action::Send { node, round, command } => {
+                    let words = in_words(&command);
+                    self.asked.push((node, round, command));
+                    match told.last_mut().filter(|(_, last)| *last == words) {
+                        Some((nodes, _)) => nodes.push(node),
+                        None => told.push((vec![node], words)),
+                    }
+                }
+            }
+        }
+        let line = |(nodes, words): (Vec<usize>, String)| match &nodes[..] {
+            [] => words,
+            nodes if nodes.len() == self.nodes => format!("all: {words}"),
+            nodes => {
+                let names: Vec<_> = nodes.iter().map(|node| format!("n{}", node + 1)).collect();
+                format!("{}: {words}", names.join(" "))
+            }
+        };
+        told.into_iter().map(line).collect()
+    }
+
+    fn notice(&self, notice: Notice) -> String {
+        let until = self
+            .claim
+            .valid_until()
+            .map_or("no more".to_owned(), |until| format!("until {:?}", until.since(Instant::from_nanos(0))));
+        match notice {
+            Notice::Won => format!("WON, valid {until}"),
+            Notice::Extended(_, Ok(())) => format!("EXTENDED, valid {until}"),
+            Notice::Extended(_, Err(failure)) => {
+                format!(
+                    "NOT EXTENDED: {}, valid {until}",
+                    format!("{failure:?}").split('(').next().expect("a word")
+                )
+            }
+            Notice::Lost(loss) => format!("LOST: {loss:?}, valid {until}"),
+            Notice::Released(outcome, report) => format!("RELEASED: {outcome:?}; {report}"),
+            Notice::HeldLong => "WARNING: held long".to_owned(),
+            Notice::Failed(failure) => {
+                let why = match failure.why {
+                    Why::Held { by: Some(by) } => format!("held by {by:?}"),
+                    Why::Held { by: None } => "held or split".to_owned(),
+                    Why::NoQuorum => "no quorum".to_owned(),
+                    Why::TooLate => "too late".to_owned(),
+                };
+                format!("FAILED: {why}; {}", failure.report)
+            }
+        }
+    }
+}
+
+/// A command with the attempt to which its value belongs: `SET #1 for 10s`.
+fn in_words(command: &Command) -> String {
+    let attempt = |value: &Value| {
+        let digits = std::str::from_utf8(&value.as_bytes()[..32]).expect("hex digits");
+        format!("#{}", u128::from_str_radix(digits, 16).expect("hex digits"))
+    };
+    match command {
+        Command::Acquire { value, ttl, .. } => format!("SET {} for {:?}", attempt(value), ttl.as_duration()),
+        Command::Extend { value, ttl, heal, .. } => {
+            format!(
+                "EXTEND {} for {:?}{}",
+                attempt(value),
+                ttl.as_duration(),
+                if *heal { "" } else { " without heal" }
+            )
+        }
+        Command::Release { value, owed_for, .. } if owed_for.is_zero() => {
+            format!("RELEASE {}", attempt(value))
+        }
+        Command::Release { value, owed_for, .. } => {
+            format!("RELEASE {}, owed for {owed_for:?}", attempt(value))
+        }
+        Command::Inspect { .. } => "INSPECT".to_owned(),
+    }
+}
+
+/// `12s`, `150ms` or `9898ms`.
+fn length(text: &str) -> Duration {
+    if let Some(millis) = text.strip_suffix("ms") {
+        return Duration::from_millis(millis.parse().expect("milliseconds"));
+    }
+    let seconds = text.strip_suffix('s').unwrap_or_else(|| panic!("{text:?} has no unit"));
+    Duration::from_secs(seconds.parse().expect("seconds"))
+}

@@ -1,0 +1,106 @@
+//! The house stays in order: the protocol is pure, and each layer uses only what stands to its right.
+
+use std::path::{Path, PathBuf};
+
+/// A layer, its files under `src/`, and the modules of ours that it may use.
+///
+/// `bin -> surface -> driver, keeper, queue -> node, clock, entropy -> protocol -> nothing of ours`
+const LAYERS: [(&str, &[&str], &[&str]); 3] = [
+    ("protocol", &["protocol", "protocol.rs"], &["protocol"]),
+    (
+        "doors",
+        &["node", "node.rs", "clock.rs", "entropy.rs"],
+        &["protocol", "node", "clock", "entropy", "sync"],
+    ),
+    (
+        "shell",
+        &["driver.rs", "keeper.rs", "queue.rs"],
+        &["protocol", "node", "clock", "entropy", "driver", "keeper", "queue", "sync"],
+    ),
+];
+
+/// What a pure protocol cannot contain: waiting, the world, chance, logging, and orders that change from run to run.
+const IMPURE: [&str; 16] = [
+    "tokio",
+    "futures",
+    "redis::",
+    "rustix",
+    "rand",
+    "uuid",
+    "tracing",
+    "Instant::now",
+    "SystemTime",
+    "HashMap",
+    "HashSet",
+    "async ",
+    ".await",
+    "f32",
+    "f64",
+    "Mutex",
+];
+
+#[test]
+fn the_protocol_is_pure() {
+    let mut seen = 0;
+    for file in files(&["protocol", "protocol.rs"]) {
+        for (number, line) in code(&file) {
+            seen += 1;
+            for word in IMPURE {
+                assert!(
+                    !line.contains(word),
+                    "{}:{number}: {word:?} in the pure protocol: {line}",
+                    file.display()
+                );
+            }
+        }
+    }
+    assert!(seen > 500, "only {seen} lines of protocol were found");
+}
+
+#[test]
+fn each_layer_uses_only_what_stands_to_its_right() {
+    for (layer, paths, allowed) in LAYERS {
+        for file in files(paths) {
+            for (number, line) in code(&file) {
+                for module in used_modules(&line) {
+                    let fine = allowed.contains(&module);
+                    assert!(fine, "{}:{number}: the {layer} uses {module:?}: {line}", file.display());
+                }
+            }
+        }
+    }
+}
+
+/// The first segments behind `crate::`.
+fn used_modules(line: &str) -> Vec<&str> {
+    let behind = line.match_indices("crate::").map(|(place, word)| &line[place + word.len()..]);
+    behind
+        .filter_map(|rest| rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next())
+        .collect()
+}
+
+fn files(paths: &[&str]) -> Vec<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = paths.iter().map(|path| source.join(path)).collect();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path).expect("a folder").map(|entry| entry.expect("an entry").path()),
+            );
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            assert!(path.is_file(), "{} is not there any more: mend the layers", path.display());
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The lines of code with their numbers: without comments, and without the tests at the end of a file.
+fn code(file: &Path) -> Vec<(usize, String)> {
+    let text = std::fs::read_to_string(file).expect("a readable file");
+    let lines = text.lines().enumerate().take_while(|(_, line)| *line != "#[cfg(test)]");
+    let without_comment =
+        lines.map(|(number, line)| (number + 1, line.split("//").next().unwrap_or("").to_owned()));
+    without_comment.filter(|(_, line)| !line.trim().is_empty()).collect()
+}
