@@ -39,6 +39,7 @@
 //! doors: the nodes, the clock, and the random numbers. `docs/architecture.md` in the repository is the map.
 #![forbid(unsafe_code)]
 
+mod builder;
 mod driver;
 mod error;
 mod guard;
@@ -76,6 +77,7 @@ mod protocol;
 #[doc(hidden)]
 pub mod protocol;
 
+pub use builder::RedlockBuilder;
 pub use error::{
     AcquireError, ConnectError, ExtendError, Held, InspectError, NotHeld, RunError, SettingsError,
     WithinError,
@@ -90,4 +92,4 @@ pub use protocol::release::ReleaseOutcome;
 pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;
 pub use protocol::wait::Backoff;
-pub use redlock::{Redlock, RedlockBuilder, Shutdown};
+pub use redlock::{Redlock, Shutdown};

@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::builder::RedlockBuilder;
 use crate::clock::RuntimeClock;
 use crate::node::Node;
 use crate::node::memory::MemoryNode;
 use crate::protocol::command::{Key, LeaseId, Signature, Value};
-use crate::redlock::{DEFAULT_NAMESPACE, Redlock, RedlockBuilder};
+use crate::redlock::{DEFAULT_NAMESPACE, Redlock};
 
 /// N independent nodes in memory.
 ///

@@ -12,7 +12,9 @@ use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::protocol::claim::{Claim, Why};
 use crate::protocol::command::{Key, Signature};
-use crate::protocol::settings::{Renewal, Terms, Wishes, check_resource, check_signature, check_wait};
+use crate::protocol::settings::{
+    Renewal, Terms, Wishes, check_namespace, check_resource, check_signature, check_wait,
+};
 use crate::protocol::time::Instant;
 use crate::protocol::wait::{Backoff, Patience};
 use crate::queue::Place;
@@ -197,6 +199,7 @@ impl Mutex {
     }
 
     fn check(&self) -> Result<Request, SettingsError> {
+        check_namespace(&self.namespace)?;
         check_resource(&self.resource)?;
         check_signature(&self.core.holder, self.metadata.as_deref())?;
         let terms = Arc::new(self.wishes.check(&self.core.names)?);

@@ -341,6 +341,16 @@ impl Claim {
                 round.hear(node, answer, now);
                 self.judge_look(now, out);
             }
+            // What comes in late about an attempt that failed changes nothing, but completes its report.
+            State::Looking { failed, .. } if failed.id() == id => {
+                failed.hear(node, answer, now);
+            }
+            State::Resting { .. } => {
+                if let Some((_, failed)) = self.last_failure.as_mut().filter(|(_, failed)| failed.id() == id)
+                {
+                    failed.hear(node, answer, now);
+                }
+            }
             State::Held(hold) => {
                 let verdict = hold.hear(&self.terms, now, id, node, answer);
                 self.judge_extension(now, verdict, out);

@@ -146,7 +146,7 @@ impl Said {
                 Unknown::Refused(_) => "refused",
                 Unknown::Nonsense => "unintelligible",
             },
-            Said::NothingYet => "still silent",
+            Said::NothingYet => "not heard yet",
             Said::NotAsked => "not asked",
         }
     }
@@ -172,10 +172,10 @@ mod tests {
             names.iter().zip(said).map(|(name, (said, after))| NodeReport::new(name, said, after)).collect();
         let report = Report::new(Quorum::of(3), nodes);
 
-        assert_eq!(report.to_string(), "3 nodes: 1 granted, 1 refused, 1 still silent (majority 2)");
+        assert_eq!(report.to_string(), "3 nodes: 1 granted, 1 refused, 1 not heard yet (majority 2)");
         let detail = "10.0.0.1:6379  granted after 412.0µs\n\
                       b:1            refused (LOADING: reads its data from disk) after 2.0ms\n\
-                      c:2            still silent";
+                      c:2            not heard yet";
         assert_eq!(format!("{report:#}"), detail);
         assert_eq!((report.granted(), report.denied(), report.unknown()), (1, 0, 1));
     }
