@@ -93,3 +93,8 @@ pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;
 pub use protocol::wait::Backoff;
 pub use redlock::{Redlock, Shutdown};
+
+/// The README's code, compiled and run with the other examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
