@@ -61,6 +61,8 @@ impl Mutex {
     }
 
     /// How long to rest between attempts.
+    #[doc(alias = "RetryStrategy")]
+    #[doc(alias = "retry")]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.wishes.backoff = backoff;
         self
@@ -75,6 +77,15 @@ impl Mutex {
     /// Ends the hold this long after it was asked for, whatever is extended: against a holder that lives but hangs.
     pub fn hold_at_most(mut self, bound: Duration) -> Self {
         self.wishes.hold_at_most = bound;
+        self
+    }
+
+    /// Excludes others for so long from when the lock was won, even if it is released sooner: hosts whose clocks are a little
+    /// apart start the same job once. After the release the keys stay for the rest and then expire by themselves.
+    ///
+    /// At most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
+    pub fn hold_at_least(mut self, bound: Duration) -> Self {
+        self.wishes.hold_at_least = bound;
         self
     }
 

@@ -85,6 +85,7 @@ impl Stage {
                 ("try", _) => patience = Patience::Once,
                 ("node_timeout", timeout) => wishes.node_timeout = Some(length(timeout)),
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
+                ("hold_at_least", bound) => wishes.hold_at_least = length(bound),
                 ("renewal", "never") => wishes.renewal = Renewal::Never,
                 ("jitter", "0%") => jitter = 0,
                 other => panic!("no such term: {other:?}"),
@@ -227,6 +228,9 @@ fn in_words(command: &Command) -> String {
                 ttl.as_duration(),
                 if *heal { "" } else { " without heal" }
             )
+        }
+        Command::Release { value, linger, .. } if *linger > Ttl::ZERO => {
+            format!("RELEASE {}, to linger for {:?}", attempt(value), linger.as_duration())
         }
         Command::Release { value, owed_for, .. } if owed_for.is_zero() => {
             format!("RELEASE {}", attempt(value))

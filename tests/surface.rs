@@ -423,3 +423,40 @@ async fn bad_input_is_refused_with_field_value_and_bound() {
         assert!(error.to_string().starts_with(message), "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_run_excludes_others_for_as_long_as_it_was_asked_to() {
+    let nodes = MemoryNodes::new(3);
+    let (ours, theirs) = (nodes.redlock(), nodes.redlock());
+    let mutex = ours.mutex("nightly").hold_at_least(secs(5));
+    let start = Instant::now();
+    mutex.run(async |_| sleep(secs(1)).await).await.expect("free");
+    assert!(ours.mutex("nightly").try_acquire().await.expect("answered").is_none());
+    let guard = theirs.mutex("nightly").acquire().await.expect("free in the end");
+    assert!(start.elapsed() >= secs(5) && start.elapsed() < secs(6), "{:?}", start.elapsed());
+    drop(guard);
+    nodes.assert_nothing_left();
+
+    let guard = mutex.acquire().await.expect("free");
+    sleep(secs(6)).await;
+    guard.release().await.ok().expect("held until now");
+    nodes.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backoff_may_give_up_before_the_wait_is_over() {
+    let nodes = MemoryNodes::new(3);
+    nodes.hold("a", secs(100));
+    let redlock = nodes.redlock();
+    let start = Instant::now();
+    let thrice = redlock.mutex("a").backoff(Backoff::custom(|_| Some(secs(1))).attempts(3)).acquire().await;
+    assert!(matches!(thrice, Err(AcquireError::Held(_))));
+    assert_eq!(start.elapsed(), secs(2), "two rests between three attempts");
+    let twice = redlock
+        .mutex("a")
+        .backoff(Backoff::custom(|failures| (failures < 2).then_some(secs(1))))
+        .acquire()
+        .await;
+    assert!(matches!(twice, Err(AcquireError::Held(_))));
+    assert_eq!(start.elapsed(), secs(3));
+}

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::protocol::command::{Command, Key, Value};
-use crate::protocol::time::Instant;
+use crate::protocol::time::{Instant, Ttl};
 
 /// What is owed to one node.
 ///
@@ -43,7 +43,7 @@ impl Owed {
     pub(super) fn take(&mut self, now: Instant) -> Vec<(Command, Instant)> {
         let due = self.releases.drain(..).filter(|release| now < release.until);
         due.map(|OwedRelease { key, value, until }| {
-            (Command::Release { key, value, owed_for: Duration::ZERO }, until)
+            (Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO }, until)
         })
         .collect()
     }
@@ -60,11 +60,11 @@ pub(super) fn owed_until(command: &Command, now: Instant) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::time::Ttl;
 
     fn release(number: usize) -> Command {
         let key = Key::of_lock("", number.to_string().as_bytes());
-        Command::Release { key, value: Value::from_wire(b"v"), owed_for: Duration::ZERO }
+        let value = Value::from_wire(b"v");
+        Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO }
     }
 
     fn at(nanos: u64) -> Instant {

@@ -47,7 +47,7 @@ const MOST_COMMANDS: usize = 1024;
 const TIMEOUTS_IN_A_ROW: u32 = 3;
 
 /// The rests between attempts to connect.
-const RECONNECT: Backoff = Backoff { shortest: Duration::from_millis(20), longest: Duration::from_secs(1) };
+const RECONNECT: Backoff = Backoff::exponential(Duration::from_millis(20), Duration::from_secs(1));
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -200,8 +200,8 @@ impl Actor {
                 }
             };
             self.tell(State::Down(reason));
-            failures += 1;
-            let rest = RECONNECT.delay(failures, rand::random());
+            failures = (failures + 1).min(16);
+            let rest = RECONNECT.delay(failures, rand::random()).unwrap_or_default();
             if let Err(Abandoned) = self.refusing(sleep(rest)).await {
                 return;
             }

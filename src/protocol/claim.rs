@@ -399,7 +399,7 @@ impl Claim {
             return self.rest(now, Why::TooLate, attempt.round, attempt.jitter, None, out);
         }
         let Attempt { value, jitter, round, footprint, .. } = attempt;
-        self.state = State::Held(Box::new(Hold::new(value, round, footprint, lease, terms, jitter)));
+        self.state = State::Held(Box::new(Hold::new((value, round, footprint), lease, terms, jitter, now)));
         out.push(Action::Tell(Notice::Won));
     }
 
@@ -463,9 +463,9 @@ impl Claim {
         if self.patience == Patience::Once {
             return self.give_up(now, out);
         }
-        let backoff = self.terms.backoff;
-        let pause = backoff.delay(self.failures, jitter);
-        let freed = free_in.map_or(Duration::MAX, |free_in| free_in + fraction(backoff.shortest, jitter));
+        let backoff = &self.terms.backoff;
+        let Some(pause) = backoff.delay(self.failures, jitter) else { return self.give_up(now, out) };
+        let freed = free_in.map_or(Duration::MAX, |free_in| free_in + backoff.spread(jitter));
         self.state = State::Resting { until: now + pause.min(freed), next: Manner::Parallel };
     }
 
@@ -552,15 +552,19 @@ impl Claim {
         match std::mem::replace(&mut self.state, State::Ended(None)) {
             State::Resting { .. } | State::Drawing { .. } | State::Looking { .. } => {}
             State::Attempting(attempt) => attempt.roll_back((&self.key, &self.terms), out),
-            State::Held(hold) | State::Lost { hold, .. } => self.release_everywhere(now, hold, out),
+            State::Held(hold) => {
+                let linger = hold.linger(&self.terms, now);
+                self.release_everywhere(now, hold, linger, out);
+            }
+            State::Lost { hold, .. } => self.release_everywhere(now, hold, Ttl::ZERO, out),
             over @ (State::Releasing { .. } | State::Ended(_)) => self.state = over,
         }
     }
 
-    fn release_everywhere(&mut self, now: Instant, mut hold: Box<Hold>, out: &mut Vec<Action>) {
+    fn release_everywhere(&mut self, now: Instant, mut hold: Box<Hold>, linger: Ttl, out: &mut Vec<Action>) {
         refuse_extensions(&mut hold, out);
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
-        self.send_releases(round.id(), &hold, out);
+        self.send_releases(round.id(), &hold, linger, out);
         self.state = State::Releasing { round, hold };
     }
 
@@ -568,18 +572,19 @@ impl Claim {
         let id = self.next_round();
         if let State::Lost { hold, released } = std::mem::replace(&mut self.state, State::Ended(None)) {
             if !released {
-                self.send_releases(id, &hold, out);
+                self.send_releases(id, &hold, Ttl::ZERO, out);
             }
             self.state = State::Lost { hold, released: true };
         }
     }
 
-    /// To all nodes, whatever they said last; owed where a key may stand.
-    fn send_releases(&self, round: RoundId, hold: &Hold, out: &mut Vec<Action>) {
+    /// To all nodes, whatever they said last; owed where a key may stand, unless it is to linger: then it goes by itself.
+    fn send_releases(&self, round: RoundId, hold: &Hold, linger: Ttl, out: &mut Vec<Action>) {
         for node in 0..self.terms.quorum.nodes() {
-            let stands = hold.footprint.may_stand(node);
+            let stands = hold.footprint.may_stand(node) && linger == Ttl::ZERO;
             let owed_for = if stands { hold.longest.as_duration() } else { Duration::ZERO };
-            let command = Command::Release { key: self.key.clone(), value: hold.value.clone(), owed_for };
+            let (key, value) = (self.key.clone(), hold.value.clone());
+            let command = Command::Release { key, value, linger, owed_for };
             out.push(Action::Send { node, round, command });
         }
     }

@@ -151,6 +151,8 @@ pub enum Command {
         key: Key,
         /// The value of the attempt that ends.
         value: Value,
+        /// If above zero, the key is not deleted but expires after so long: it goes on to exclude others.
+        linger: Ttl,
         /// For how long this release is owed if the node cannot be asked now: longer than that no key can stand there.
         /// Zero if none of ours can stand there in the first place.
         owed_for: Duration,
@@ -177,7 +179,7 @@ pub enum Answer {
     Missing,
     /// Another value stood there.
     Foreign,
-    /// Our value stood, and is gone.
+    /// Our value stood, and is gone, or goes by itself after the time it was asked to linger.
     Deleted,
     /// What stands at the key.
     Seen(Option<Sighting>),

@@ -31,6 +31,8 @@ pub struct Hold {
     jitter: u64,
     /// When a hold without a bound is worth a warning; `None` once it was given.
     warn_at: Option<Instant>,
+    /// `hold_at_least`: a release before leaves the keys until then.
+    linger_until: Instant,
 }
 
 #[derive(Debug)]
@@ -56,14 +58,13 @@ pub enum Verdict {
 }
 
 impl Hold {
-    /// A majority was won by `votes`.
+    /// A majority was won by `votes` now.
     pub fn new(
-        value: Value,
-        votes: Round,
-        footprint: Footprint,
+        (value, votes, footprint): (Value, Round, Footprint),
         lease: Lease,
         terms: &Terms,
         jitter: u64,
+        now: Instant,
     ) -> Self {
         let asked_at = votes.asked_at();
         let mut hold = Hold {
@@ -77,6 +78,7 @@ impl Hold {
             longest: terms.ttl,
             jitter,
             warn_at: (terms.hold_at_most == Duration::MAX).then_some(asked_at + LONG_HOLD),
+            linger_until: now + terms.hold_at_least,
         };
         hold.renew_at = hold.next_renewal(terms, asked_at);
         hold
@@ -197,6 +199,17 @@ impl Hold {
     /// happens to the hold, which a renewal does several times in a ttl.
     pub fn is_suspiciously_long(&mut self, now: Instant) -> bool {
         self.warn_at.take_if(|warn_at| now >= *warn_at).is_some()
+    }
+
+    /// For how long the keys must go on to exclude others if they are released now: the rest of `hold_at_least`, and what a
+    /// fast clock of a node may take off it.
+    pub fn linger(&self, terms: &Terms, now: Instant) -> Ttl {
+        let rest = self.linger_until.since(now);
+        if rest.is_zero() {
+            return Ttl::ZERO;
+        }
+        let rest = Ttl::from_duration(rest + Duration::from_millis(1));
+        Ttl::from_duration(rest.as_duration() + terms.drift.allowance(rest)).min(terms.max_ttl)
     }
 
     /// Ends all extensions by hand, the one under way and those that wait behind it.

@@ -41,6 +41,8 @@ pub struct Terms {
     pub renewal: Renewal,
     /// The bound on the whole hold; `Duration::MAX` for none.
     pub hold_at_most: Duration,
+    /// For how long others are excluded even if the holder is done sooner; zero for no longer than it takes.
+    pub hold_at_least: Duration,
 }
 
 /// When a held lock is extended by itself.
@@ -75,6 +77,8 @@ pub struct Wishes {
     pub renewal: Renewal,
     /// The bound on the whole hold; `Duration::MAX` for none.
     pub hold_at_most: Duration,
+    /// For how long others are excluded even if the holder is done sooner; zero for no longer than it takes.
+    pub hold_at_least: Duration,
 }
 
 impl Default for Wishes {
@@ -88,6 +92,7 @@ impl Default for Wishes {
             backoff: Backoff::DEFAULT,
             renewal: Renewal::default(),
             hold_at_most: Duration::MAX,
+            hold_at_least: Duration::ZERO,
         }
     }
 }
@@ -105,11 +110,15 @@ impl Wishes {
             let bound = format_args!("at least 1ms and at most the ttl of {:?}", self.ttl);
             return Err(SettingsError::new("node_timeout", node_timeout, bound));
         }
-        self.check_backoff()?;
+        self.backoff.check()?;
         self.check_renewal()?;
         if self.hold_at_most <= self.margin {
             let bound = format_args!("above the margin of {:?}", self.margin);
             return Err(SettingsError::new("hold_at_most", self.hold_at_most, bound));
+        }
+        if self.hold_at_least > max_ttl {
+            let bound = format_args!("at most the max_ttl of {max_ttl:?}");
+            return Err(SettingsError::new("hold_at_least", self.hold_at_least, bound));
         }
         Ok(Terms {
             nodes: nodes.clone(),
@@ -119,22 +128,11 @@ impl Wishes {
             drift: self.drift,
             margin: self.margin,
             node_timeout,
-            backoff: self.backoff,
+            backoff: self.backoff.clone(),
             renewal: self.renewal,
             hold_at_most: self.hold_at_most,
+            hold_at_least: self.hold_at_least,
         })
-    }
-
-    fn check_backoff(&self) -> Result<(), SettingsError> {
-        let Backoff { shortest, longest } = self.backoff;
-        if shortest.is_zero() {
-            return Err(SettingsError::new("backoff", shortest, format_args!("above zero")));
-        }
-        if longest < shortest {
-            let bound = format_args!("the longest rest, at least the shortest of {shortest:?}");
-            return Err(SettingsError::new("backoff", longest, bound));
-        }
-        Ok(())
     }
 
     fn check_renewal(&self) -> Result<(), SettingsError> {
@@ -348,6 +346,14 @@ mod tests {
             ),
             (Wishes { backoff: backoff(0, 10), ..good() }, "backoff is 0ns, but must be above zero"),
             (
+                Wishes { backoff: Backoff::constant(ms(0)), ..good() },
+                "backoff is 0ns, but must be above zero",
+            ),
+            (
+                Wishes { backoff: Backoff::DEFAULT.attempts(0), ..good() },
+                "attempts is \"0\", but must be at least 1",
+            ),
+            (
                 Wishes { backoff: backoff(10, 9), ..good() },
                 "backoff is 9ms, but must be the longest rest, at least the shortest of 10ms",
             ),
@@ -358,6 +364,10 @@ mod tests {
             (
                 Wishes { hold_at_most: ms(5), ..good() },
                 "hold_at_most is 5ms, but must be above the margin of 5ms",
+            ),
+            (
+                Wishes { hold_at_least: ms(10_001), ..good() },
+                "hold_at_least is 10.001s, but must be at most the max_ttl of 10s",
             ),
         ] {
             assert_eq!(refusal(&wishes), message);

@@ -24,7 +24,7 @@ impl Store {
         match command {
             Command::Acquire { key, value, ttl } => self.acquire(now, key, value, *ttl),
             Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
-            Command::Release { key, value, .. } => self.release(now, key, value),
+            Command::Release { key, value, linger, .. } => self.release(now, key, value, *linger),
             Command::Inspect { key } => Answer::Seen(self.sight(now, key)),
         }
     }
@@ -52,8 +52,12 @@ impl Store {
         }
     }
 
-    fn release(&mut self, now: Instant, key: &Key, value: &Value) -> Answer {
+    fn release(&mut self, now: Instant, key: &Key, value: &Value, linger: Ttl) -> Answer {
         match self.find(now, key) {
+            Some(entry) if entry.value == *value && linger > Ttl::ZERO => {
+                entry.expires_at = now + linger.as_duration();
+                Answer::Deleted
+            }
             Some(entry) if entry.value == *value => {
                 self.entries.remove(key);
                 Answer::Deleted
@@ -119,7 +123,7 @@ mod tests {
             "acquire" => Command::Acquire { key, value, ttl },
             "extend" => Command::Extend { key, value, ttl, heal: true },
             "renew" => Command::Extend { key, value, ttl, heal: false },
-            "release" => Command::Release { key, value, owed_for: Duration::ZERO },
+            "release" => Command::Release { key, value, linger: ttl, owed_for: Duration::ZERO },
             _ => Command::Inspect { key },
         };
         match store.apply(at(time), &command) {
@@ -153,6 +157,10 @@ mod tests {
             (120, "extend a 100", "Healed"),
             (121, "release a", "Deleted"),
             (121, "acquire b 10", "Granted"),
+            (122, "release a 50", "Foreign"),
+            (122, "release b 50", "Deleted"),
+            (122, "look", "\"b\" 50ms"), // lingers, and goes by itself
+            (172, "release b 50", "Missing"),
         ] {
             assert_eq!(answer(&mut store, time, command), expected, "{time} ms: {command}");
         }

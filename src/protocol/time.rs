@@ -66,6 +66,9 @@ impl Ttl {
         Ttl(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// No time at all.
+    pub const ZERO: Ttl = Ttl(0);
+
     /// What `PX` is given.
     pub const fn as_millis(self) -> u64 {
         self.0

@@ -1,7 +1,10 @@
 //! How long a claim keeps trying, and how long it rests between two attempts. Jitter comes in as an argument.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::settings::SettingsError;
 use super::time::Instant;
 
 /// For how long a claim tries.
@@ -23,38 +26,120 @@ impl Patience {
     }
 }
 
-/// How long to rest after a failed attempt: a random time between zero and a bound that doubles with each failure.
+/// How long to rest after a failed attempt, and when to give up.
 ///
-/// Full jitter, because contenders that failed together must not come back together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A rest is random between zero and a bound (*full jitter*), because contenders that failed together must not come back
+/// together. Where the holder's keys run out earlier than that, the rest ends with them.
+///
+/// ```
+/// use std::time::Duration;
+/// use redlock_quorum::Backoff;
+///
+/// let patient = Backoff::exponential(Duration::from_millis(10), Duration::from_secs(1));
+/// let thrice = Backoff::constant(Duration::from_millis(100)).attempts(3);
+/// let linear = Backoff::custom(|failures| (failures < 5).then(|| Duration::from_millis(50) * failures));
+/// # let _ = (patient, thrice, linear);
+/// ```
+#[derive(Clone, Debug)]
 pub struct Backoff {
-    pub(crate) shortest: Duration,
-    pub(crate) longest: Duration,
+    rests: Rests,
+    attempts: u32,
+}
+
+#[derive(Clone)]
+enum Rests {
+    Exponential { shortest: Duration, longest: Duration },
+    Constant(Duration),
+    Custom(Arc<dyn Fn(u32) -> Option<Duration> + Send + Sync>),
 }
 
 impl Backoff {
     /// From 10 milliseconds to one second.
-    pub const DEFAULT: Backoff =
-        Backoff { shortest: Duration::from_millis(10), longest: Duration::from_secs(1) };
+    pub const DEFAULT: Backoff = Backoff {
+        rests: Rests::Exponential { shortest: Duration::from_millis(10), longest: Duration::from_secs(1) },
+        attempts: u32::MAX,
+    };
 
     /// The first rest is at most `shortest`, each following one at most twice the one before, none more than `longest`.
     ///
     /// The values are checked when the mutex is used: both above zero, and in this order.
-    pub fn exponential(shortest: Duration, longest: Duration) -> Self {
-        Backoff { shortest, longest }
+    pub const fn exponential(shortest: Duration, longest: Duration) -> Self {
+        Backoff { rests: Rests::Exponential { shortest, longest }, attempts: u32::MAX }
     }
 
-    /// The rest after the `failures`-th failed attempt in a row (from 1).
-    pub(crate) fn delay(self, failures: u32, jitter: u64) -> Duration {
-        let doublings = failures.saturating_sub(1).min(32);
-        let bound = self.shortest.saturating_mul(1 << doublings.min(31)).min(self.longest);
-        fraction(bound, jitter)
+    /// Every rest is at most `longest`, which must be above zero.
+    pub const fn constant(longest: Duration) -> Self {
+        Backoff { rests: Rests::Constant(longest), attempts: u32::MAX }
+    }
+
+    /// The rest after so many failed attempts (from 1), taken as it is, without jitter: `None` gives up. A rest of less
+    /// than a millisecond is one of a millisecond, so that the nodes are not asked without a pause.
+    pub fn custom(rest: impl Fn(u32) -> Option<Duration> + Send + Sync + 'static) -> Self {
+        Backoff { rests: Rests::Custom(Arc::new(rest)), attempts: u32::MAX }
+    }
+
+    /// Gives up after so many failed attempts, of which there must be at least 1, even if the wait is not over.
+    #[must_use]
+    pub const fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// The rest after the `failures`-th failed attempt in a row (from 1); `None` gives up.
+    pub(crate) fn delay(&self, failures: u32, jitter: u64) -> Option<Duration> {
+        if failures >= self.attempts {
+            return None;
+        }
+        match &self.rests {
+            Rests::Constant(longest) => Some(fraction(*longest, jitter)),
+            Rests::Custom(rest) => rest(failures).map(|rest| rest.max(Duration::from_millis(1))),
+            Rests::Exponential { shortest, longest } => {
+                let doublings = failures.saturating_sub(1).min(31);
+                Some(fraction(shortest.saturating_mul(1 << doublings).min(*longest), jitter))
+            }
+        }
+    }
+
+    /// Spreads those who wait for the same holder's keys to run out.
+    pub(crate) fn spread(&self, jitter: u64) -> Duration {
+        match &self.rests {
+            Rests::Exponential { shortest, .. } => fraction(*shortest, jitter),
+            Rests::Constant(longest) => fraction(*longest, jitter),
+            Rests::Custom(_) => Duration::ZERO,
+        }
+    }
+
+    /// Refuses what would never rest, or never try.
+    pub(crate) fn check(&self) -> Result<(), SettingsError> {
+        if self.attempts == 0 {
+            return Err(SettingsError::new("attempts", "0", format_args!("at least 1")));
+        }
+        match &self.rests {
+            Rests::Exponential { shortest: rest, .. } | Rests::Constant(rest) if rest.is_zero() => {
+                Err(SettingsError::new("backoff", *rest, format_args!("above zero")))
+            }
+            Rests::Exponential { shortest, longest } if longest < shortest => {
+                let bound = format_args!("the longest rest, at least the shortest of {shortest:?}");
+                Err(SettingsError::new("backoff", *longest, bound))
+            }
+            Rests::Exponential { .. } | Rests::Constant(_) | Rests::Custom(_) => Ok(()),
+        }
     }
 }
 
 impl Default for Backoff {
     fn default() -> Self {
         Backoff::DEFAULT
+    }
+}
+
+impl fmt::Debug for Rests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rests::Exponential { shortest, longest } => write!(f, "{shortest:?} to {longest:?}"),
+            Rests::Constant(longest) => write!(f, "{longest:?}"),
+            Rests::Custom(_) => f.write_str("custom"),
+        }
     }
 }
 
@@ -69,14 +154,38 @@ pub(crate) fn fraction(span: Duration, jitter: u64) -> Duration {
 mod tests {
     use super::*;
 
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
     #[test]
     fn the_bound_doubles_up_to_the_longest() {
-        let backoff = Backoff::exponential(Duration::from_millis(10), Duration::from_millis(100));
-        let nearly = |bound: u64| Duration::from_millis(bound) - Duration::from_nanos(1);
-        for (failures, bound) in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 100), (40, 100), (u32::MAX, 100)] {
-            assert_eq!(backoff.delay(failures, u64::MAX), nearly(bound), "after {failures}");
-            assert_eq!(backoff.delay(failures, 0), Duration::ZERO);
-            assert_eq!(backoff.delay(failures, u64::MAX / 2 + 1), Duration::from_millis(bound) / 2);
+        let backoff = Backoff::exponential(ms(10), ms(100));
+        for (failures, bound) in
+            [(1, 10), (2, 20), (3, 40), (4, 80), (5, 100), (40, 100), (u32::MAX - 1, 100)]
+        {
+            let nearly = ms(bound) - Duration::from_nanos(1);
+            assert_eq!(backoff.delay(failures, u64::MAX), Some(nearly), "after {failures}");
+            assert_eq!(backoff.delay(failures, 0), Some(Duration::ZERO));
+            assert_eq!(backoff.delay(failures, u64::MAX / 2 + 1), Some(ms(bound) / 2));
         }
+    }
+
+    #[test]
+    fn a_constant_rest_does_not_grow_and_a_custom_one_is_taken_as_it_is() {
+        let constant = Backoff::constant(ms(10));
+        assert_eq!(constant.delay(1, u64::MAX / 2 + 1), Some(ms(5)));
+        assert_eq!(constant.delay(9, u64::MAX / 2 + 1), Some(ms(5)));
+        let custom = Backoff::custom(|failures| (failures < 3).then(|| ms(7) * (failures - 1)));
+        assert_eq!(custom.delay(1, 0), Some(ms(1)), "never without a pause");
+        assert_eq!(custom.delay(2, 0), Some(ms(7)));
+        assert_eq!(custom.delay(3, 0), None);
+    }
+
+    #[test]
+    fn the_attempts_are_counted() {
+        let backoff = Backoff::DEFAULT.attempts(3);
+        assert!(backoff.delay(2, 0).is_some());
+        assert!(backoff.delay(3, 0).is_none());
     }
 }

@@ -60,9 +60,9 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
             extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(heal));
             extend
         }
-        Command::Release { key, value, .. } => {
+        Command::Release { key, value, linger, .. } => {
             let mut release = call(&RELEASE, form, key.as_bytes());
-            release.arg(value.as_bytes());
+            release.arg(value.as_bytes()).arg(linger.as_millis());
             release
         }
         Command::Inspect { key } => call(&INSPECT, form, key.as_bytes()),
@@ -139,7 +139,7 @@ mod tests {
         [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
             Command::Extend { key: key.clone(), value: value.clone(), ttl, heal: true },
-            Command::Release { key: key.clone(), value, owed_for: Duration::ZERO },
+            Command::Release { key: key.clone(), value, linger: Ttl::ZERO, owed_for: Duration::ZERO },
             Command::Inspect { key },
         ]
     }
