@@ -170,7 +170,7 @@ impl Stage {
         match self {
             Stage::Memory(nodes) => {
                 nodes.stop(2);
-                say("memory-3 is stopped. It answers nobody, and keeps its memory.");
+                say("memory-2 is stopped. It answers nobody, and keeps its memory.");
             }
             Stage::Servers(_) => {
                 say("Now is the time: from another terminal, kill a minority of the servers, such as");
@@ -218,8 +218,8 @@ impl Stage {
         match self {
             Stage::Memory(nodes) => {
                 say(match nodes.keys(2).as_slice() {
-                    [] => "memory-3 missed the release; its key has ended with the ttl.".to_owned(),
-                    keys => format!("memory-3 missed the release, and still has {}.", keys.join(" and ")),
+                    [] => "memory-2 missed the release; its key has ended with the ttl.".to_owned(),
+                    keys => format!("memory-2 missed the release, and still has {}.", keys.join(" and ")),
                 });
                 nodes.start(2);
                 nodes.assert_nothing_left();

@@ -225,7 +225,7 @@ impl RedlockBuilder {
         check_signature(&holder, None)?;
         match &self.source {
             Source::Memory(nodes) => {
-                let names = (1..=nodes.len()).map(|node| format!("memory-{node}").into()).collect();
+                let names = (0..nodes.len()).map(|node| format!("memory-{node}").into()).collect();
                 self.wishes.check(&names)?;
                 let doors = open_doors(&runtime()?, nodes.doors(), Arc::new(nodes.clock()));
                 Ok((self.open(doors, names, holder), Reached::default()))

@@ -191,7 +191,7 @@ impl From<AcquireError> for RunError {
 
 /// Less validity remains than was asked for: [`within`](crate::Guard::within).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{remaining:?} of validity remain, but {needed:?} are needed")]
+#[error("{remaining:.1?} of validity remain, but {needed:.1?} are needed")]
 pub struct WithinError {
     /// What was asked for.
     pub needed: Duration,

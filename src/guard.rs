@@ -211,12 +211,6 @@ impl Release {
 
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.outcome {
-            ReleaseOutcome::Released => "released",
-            ReleaseOutcome::Expired => "had expired before the release",
-            ReleaseOutcome::TakenOver => "had been taken over before the release",
-            ReleaseOutcome::Unknown => "released as far as nodes could be reached",
-        };
-        with_report(f, what, Some(&self.report))
+        with_report(f, &self.outcome.to_string(), Some(&self.report))
     }
 }

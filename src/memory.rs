@@ -31,7 +31,7 @@ use crate::redlock::{DEFAULT_NAMESPACE, Redlock};
 /// nodes.stop(1); // two of three are enough
 /// assert!(guard.is_valid());
 ///
-/// guard.release().await;
+/// guard.release().await.ok().expect("held until now");
 /// nodes.start(1);
 /// nodes.assert_nothing_left();
 /// # Ok(())
@@ -69,7 +69,7 @@ impl MemoryNodes {
         RedlockBuilder::in_memory(self)
     }
 
-    /// Stops a node (counted from 0): it answers nothing, and keeps its memory.
+    /// Stops a node, counted from 0 as in its name `memory-0`: it answers nothing, and keeps its memory.
     ///
     /// # Panics
     ///

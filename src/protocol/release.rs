@@ -1,6 +1,8 @@
 //! The end of a hold: what the nodes said to the release, read as one outcome. And before it: where a key of ours may
 //! stand at all, which is where a release is owed.
 
+use std::fmt;
+
 use super::command::{Answer, NodeIndex};
 use super::quorum::Quorum;
 use super::round::Round;
@@ -17,6 +19,17 @@ pub enum ReleaseOutcome {
     TakenOver,
     /// Too few nodes answered to say. What is left of the lock ends with its ttl.
     Unknown,
+}
+
+impl fmt::Display for ReleaseOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ReleaseOutcome::Released => "released",
+            ReleaseOutcome::Expired => "had expired before the release",
+            ReleaseOutcome::TakenOver => "had been taken over before the release",
+            ReleaseOutcome::Unknown => "released as far as nodes could be reached",
+        })
+    }
 }
 
 impl ReleaseOutcome {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Answer, Unknown};
-use super::quorum::{Quorum, Tally};
-use super::round::vote;
+use super::quorum::Quorum;
 
 /// What each node said in the round that decided.
 ///
@@ -32,30 +31,26 @@ impl Report {
         self.quorum.majority()
     }
 
-    /// The answers that say *yes, it is yours*.
+    /// How many nodes said *yes*: granted, extended, released.
     pub fn granted(&self) -> usize {
-        self.tally().granted
+        self.count(|answer| matches!(answer, Answer::Granted | Answer::Present | Answer::Deleted))
     }
 
-    /// The answers that say *no*.
+    /// How many nodes said *no*: held or taken by another, without the key, or healed.
     pub fn denied(&self) -> usize {
-        self.tally().denied
+        let no = |answer: &Answer| {
+            matches!(answer, Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign)
+        };
+        self.count(no)
     }
 
-    /// Nodes that gave no answer to the question.
+    /// How many nodes gave no answer to the question, or were given up.
     pub fn unknown(&self) -> usize {
-        self.tally().unknown
+        self.count(|answer| matches!(answer, Answer::Unknown(_)))
     }
 
-    fn tally(&self) -> Tally {
-        self.answers().map(vote).collect()
-    }
-
-    fn answers(&self) -> impl Iterator<Item = &Answer> {
-        self.nodes.iter().filter_map(|node| match &node.said {
-            Said::Answer(answer) => Some(answer),
-            Said::NothingYet | Said::NotAsked => None,
-        })
+    fn count(&self, what: impl Fn(&Answer) -> bool) -> usize {
+        self.nodes.iter().filter(|node| matches!(&node.said, Said::Answer(answer) if what(answer))).count()
     }
 }
 
@@ -104,9 +99,9 @@ impl NodeReport {
         self.after
     }
 
-    /// Whether the node said *yes, it is yours*.
+    /// Whether the node said *yes*: granted, extended, released.
     pub fn is_granted(&self) -> bool {
-        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present))
+        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present | Answer::Deleted))
     }
 
     /// What the node said, in words: `granted`, `held by another`, `timed out`, ...
