@@ -298,8 +298,8 @@ pub(crate) async fn release(live: &Arc<Live>) -> (ReleaseOutcome, Report) {
     live.wait_for(|results| results.released.clone()).await
 }
 
-/// Asks all nodes what stands at a key, and waits for all of them, at most for the node timeout.
-pub(crate) async fn survey(doors: &Doors, terms: &Terms, key: &Key) -> Round {
+/// Asks all nodes the same, outside of any claim, and waits for all of them, at most for the node timeout.
+pub(crate) async fn survey(doors: &Doors, terms: &Terms, question: &Command) -> Round {
     let now = doors.clock.now();
     let survey = Arc::new(Survey {
         round: Mutex::new(Round::to_all(RoundId(0), terms.quorum, now, terms.node_timeout)),
@@ -307,7 +307,7 @@ pub(crate) async fn survey(doors: &Doors, terms: &Terms, key: &Key) -> Round {
         complete: Notify::new(),
     });
     for (node, door) in doors.nodes.iter().enumerate() {
-        door.submit(Command::Inspect { key: key.clone() }, Reply::new(survey.clone(), RoundId(0), node));
+        door.submit(question.clone(), Reply::new(survey.clone(), RoundId(0), node));
     }
     let mut deadline = pin!(doors.clock.sleep_until(now + terms.node_timeout));
     loop {

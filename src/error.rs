@@ -199,6 +199,7 @@ pub struct WithinError {
     pub remaining: Duration,
 }
 
+#[doc(alias = "ErrLockNotHeld")]
 /// The lock was not held any more when it was released: [`Release::ok`](crate::Release::ok).
 #[derive(Debug)]
 pub struct NotHeld(pub(crate) Box<crate::guard::Release>);

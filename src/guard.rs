@@ -22,6 +22,9 @@ use crate::protocol::time::Instant;
 /// nothing may be left to send it: end in [`release`](Guard::release) or [`shutdown`](crate::Redlock::shutdown). Otherwise the
 /// lock ends with its ttl. So it does in a process that forgets the guard (`mem::forget`) *and* ends; while it lives, a
 /// forgotten guard is renewed unless [`hold_at_most`](crate::Mutex::hold_at_most) bounds it.
+#[doc(alias = "Lock")]
+#[doc(alias = "LockGuard")]
+#[doc(alias = "IDistributedSynchronizationHandle")]
 #[must_use = "a guard that is dropped at once releases the lock"]
 pub struct Guard {
     live: Arc<Live>,
@@ -34,6 +37,8 @@ impl Guard {
     }
 
     /// How long the holder may go on if nothing is extended: zero once the lock is lost. Local, no IO.
+    #[doc(alias = "TTL")]
+    #[doc(alias = "Until")]
     pub fn remaining(&self) -> Duration {
         remaining(&self.live)
     }
@@ -65,6 +70,8 @@ impl Guard {
     /// # Cancel safety
     ///
     /// Dropped, the extension may or may not happen. The lock is not released by it.
+    #[doc(alias = "refresh")]
+    #[doc(alias = "renew")]
     pub async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = self.terms.check_extension(ttl)?;
         driver::extend(&self.live, ttl).await.map_err(|failure| match failure {
@@ -80,6 +87,8 @@ impl Guard {
     /// # Cancel safety
     ///
     /// Safe; ask again as often as you like.
+    #[doc(alias = "HandleLostToken")]
+    #[doc(alias = "AbortSignal")]
     pub async fn lost(&self) {
         ended(&self.live, self.terms.margin).await;
     }
@@ -106,6 +115,7 @@ impl Guard {
     /// # Cancel safety
     ///
     /// The release is sent when the future is first polled, or dropped. Dropped later, only its outcome is not heard.
+    #[doc(alias = "unlock")]
     pub async fn release(self) -> Release {
         let (outcome, report) = driver::release(&self.live).await;
         Release { outcome, proven: None, report }
@@ -139,6 +149,24 @@ impl Watch {
     /// Safe.
     pub async fn lost(&self) {
         ended(&self.live, self.margin).await;
+    }
+
+    /// An error once the lock is not valid any more: between the steps of work that others do for the holder.
+    ///
+    /// # Errors
+    ///
+    /// If it is lost, released or dropped.
+    pub fn check(&self) -> Result<(), WithinError> {
+        within(&self.live, Duration::ZERO)
+    }
+
+    /// As [`Guard::within`].
+    ///
+    /// # Errors
+    ///
+    /// If less remains.
+    pub fn within(&self, needed: Duration) -> Result<(), WithinError> {
+        within(&self.live, needed)
     }
 
     /// As [`Guard::is_valid`].

@@ -10,7 +10,8 @@ use crate::protocol::report::Report;
 use crate::protocol::round::Round;
 use crate::protocol::settings::Terms;
 
-/// What the nodes showed of a resource at one moment. It may have changed since.
+/// What the nodes showed of a resource at one moment: for [`inspect`](crate::Mutex::inspect) it may have changed since, for
+/// [`force_release`](crate::Mutex::force_release) it was so until then.
 #[derive(Clone, Debug)]
 pub struct Inspection {
     value: Option<Value>,
@@ -67,7 +68,7 @@ impl Inspection {
 
 fn value_seen(answer: &Answer) -> Option<&Value> {
     match answer {
-        Answer::Seen(Some(sighting)) => Some(&sighting.value),
+        Answer::Seen(Some(sighting)) | Answer::Removed(Some(sighting)) => Some(&sighting.value),
         _ => None,
     }
 }

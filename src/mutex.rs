@@ -11,7 +11,7 @@ use crate::error::{AcquireError, Held, InspectError, RunError, SettingsError};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::protocol::claim::{Claim, Why};
-use crate::protocol::command::{Key, Signature};
+use crate::protocol::command::{Command, Key, Signature};
 use crate::protocol::settings::{
     Renewal, Terms, Wishes, check_namespace, check_resource, check_signature, check_wait,
 };
@@ -43,6 +43,8 @@ impl Mutex {
     /// renewed, so this need not be as long as the work.
     ///
     /// Must be above drift plus margin, and at most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
+    #[doc(alias = "KeyValidity")]
+    #[doc(alias = "expiry")]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.wishes.max_ttl = Some(self.wishes.max_ttl.unwrap_or(self.wishes.ttl));
         self.wishes.ttl = ttl;
@@ -117,6 +119,9 @@ impl Mutex {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "lock")]
+    #[doc(alias = "obtain")]
+    #[doc(alias = "WithContext")]
     pub async fn acquire(&self) -> Result<Guard, AcquireError> {
         check_wait(self.wait)?;
         let request = self.check()?;
@@ -137,6 +142,9 @@ impl Mutex {
     /// # Cancel safety
     ///
     /// As [`acquire`](Mutex::acquire).
+    #[doc(alias = "try_lock")]
+    #[doc(alias = "TryWithContext")]
+    #[doc(alias = "ErrNotObtained")]
     pub async fn try_acquire(&self) -> Result<Option<Guard>, AcquireError> {
         let request = self.check()?;
         if self.core.is_closed() {
@@ -172,6 +180,7 @@ impl Mutex {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "using")]
     pub async fn run<T>(&self, work: impl AsyncFnOnce(&Guard) -> T) -> Result<T, RunError> {
         let guard = self.acquire().await?;
         run_under(guard, work).await
@@ -204,9 +213,43 @@ impl Mutex {
     ///
     /// Safe.
     pub async fn inspect(&self) -> Result<Inspection, InspectError> {
-        let request = self.check()?;
-        let round = driver::survey(&self.core.doors, &request.terms, &request.key).await;
-        Inspection::of(&round, &request.terms)
+        let Request { key, terms, .. } = self.check()?;
+        let round = driver::survey(&self.core.doors, &terms, &Command::Inspect { key }).await;
+        Inspection::of(&round, &terms)
+    }
+
+    /// Deletes the lock on all nodes, whoever holds it, and says whose it was: an operator's act, for a holder that is known
+    /// to be gone or hung. A holder that lives learns of it at its next renewal at the latest; until then two may act.
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError::NoQuorum`] if too few nodes answered within the node timeout: on those that did the lock is deleted.
+    /// [`InspectError::Settings`] for a resource or settings that are refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// The deletion is sent when the future is first polled. Dropped later, only its outcome is not heard.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// # nodes.hold("invoices/42", Duration::from_secs(60));
+    /// let was = redlock.mutex("invoices/42").force_release().await?;
+    /// assert_eq!(was.holder(), Some("another"));
+    /// assert!(redlock.mutex("invoices/42").try_acquire().await?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "break_lock")]
+    #[doc(alias = "unlock")]
+    pub async fn force_release(&self) -> Result<Inspection, InspectError> {
+        let Request { key, terms, .. } = self.check()?;
+        tracing::warn!(?key, "lock released by force");
+        let round = driver::survey(&self.core.doors, &terms, &Command::Remove { key }).await;
+        Inspection::of(&round, &terms)
     }
 
     fn check(&self) -> Result<Request, SettingsError> {

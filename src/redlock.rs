@@ -12,7 +12,7 @@ use crate::driver::{self, Doors};
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
 use crate::mutex::Mutex;
-use crate::protocol::command::Key;
+use crate::protocol::command::{Command, Key};
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::settings::Wishes;
 use crate::queue::Places;
@@ -22,6 +22,8 @@ pub(crate) const DEFAULT_NAMESPACE: &str = "redlock";
 /// Locks over one set of independent nodes. A clone is the same client: it shares connections and local queues.
 ///
 /// See [`builder`](Redlock::builder) for a set of Redis nodes and [`MemoryNodes`](crate::MemoryNodes) for nodes in memory.
+#[doc(alias = "LockManager")]
+#[doc(alias = "Locker")]
 #[derive(Clone)]
 pub struct Redlock {
     core: Arc<Core>,
@@ -124,7 +126,8 @@ impl Redlock {
     /// Completes when the nodes have answered all that was sent to them before: on one connection, answers keep the order.
     async fn answered_so_far(&self) {
         if let Ok(terms) = self.core.wishes.check(&self.core.names) {
-            driver::survey(&self.core.doors, &terms, &Key::of_lock(&self.namespace, b"-")).await;
+            let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
+            driver::survey(&self.core.doors, &terms, &question).await;
         }
     }
 }

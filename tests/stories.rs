@@ -132,6 +132,7 @@ impl Stage {
             Command::Extend { .. } => matches!(answer, "present" | "healed" | "missing" | "foreign"),
             Command::Release { .. } => matches!(answer, "deleted" | "missing" | "foreign"),
             Command::Inspect { .. } => answer == "free" || answer.starts_with("sees:"),
+            Command::Remove { .. } => unreachable!("not a claim's command"),
         };
         let unknown = answer.starts_with("lost") || answer == "down";
         let asked = self.asked.iter().position(|(at, _, command)| *at == node && (unknown || fits(command)));
@@ -239,6 +240,7 @@ fn in_words(command: &Command) -> String {
             format!("RELEASE {}, owed for {owed_for:?}", attempt(value))
         }
         Command::Inspect { .. } => "INSPECT".to_owned(),
+        Command::Remove { .. } => "REMOVE".to_owned(),
     }
 }
 

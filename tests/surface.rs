@@ -445,6 +445,30 @@ async fn a_quick_run_excludes_others_for_as_long_as_it_was_asked_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operator_takes_a_lock_away_and_learns_whose_it_was() {
+    let nodes = MemoryNodes::new(3);
+    let theirs = nodes.builder().holder("worker-2").connect().await.expect("good settings");
+    let guard = theirs.mutex("a").metadata("hung").acquire().await.expect("free");
+    let watch = guard.watch();
+    watch.check().expect("held");
+
+    let was = nodes.redlock().mutex("a").force_release().await.expect("answered");
+    assert_eq!((was.by_majority(), was.holder(), was.metadata()), (true, Some("worker-2"), Some("hung")));
+    assert_eq!(was.to_string(), "held by worker-2; 3 nodes: 3 freed by force (majority 2)");
+    nodes.assert_nothing_left();
+    guard.lost().await;
+    let error = watch.check().expect_err("lost");
+    assert!(error.remaining.is_zero());
+    nodes.assert_nothing_left();
+
+    let was = nodes.redlock().mutex("a").force_release().await.expect("answered");
+    assert_eq!((was.by_majority(), was.holder()), (false, None));
+    nodes.stop(0);
+    nodes.stop(1);
+    assert!(nodes.redlock().mutex("a").force_release().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_backoff_may_give_up_before_the_wait_is_over() {
     let nodes = MemoryNodes::new(3);
     nodes.hold("a", secs(100));

@@ -162,6 +162,11 @@ pub enum Command {
         /// The lock key.
         key: Key,
     },
+    /// Delete the key, whoever's it is: [`Answer::Removed`], with what stood there.
+    Remove {
+        /// The lock key.
+        key: Key,
+    },
 }
 
 /// What one node said to one command.
@@ -183,6 +188,8 @@ pub enum Answer {
     Deleted,
     /// What stands at the key.
     Seen(Option<Sighting>),
+    /// What stood at the key, which is gone.
+    Removed(Option<Sighting>),
     /// No answer to the question.
     Unknown(Unknown),
 }

@@ -102,7 +102,7 @@ impl Footprint {
             (_, Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted) => Trace::Clean,
             (Trace::Asked, Answer::Unknown(unknown)) if unknown.may_have_run() => Trace::Doubtful,
             (Trace::Asked, Answer::Unknown(_)) => Trace::Clean,
-            (trace, Answer::Unknown(_) | Answer::Seen(_)) => trace,
+            (trace, Answer::Unknown(_) | Answer::Seen(_) | Answer::Removed(_)) => trace,
         };
     }
 

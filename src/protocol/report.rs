@@ -133,7 +133,8 @@ impl Said {
             Said::Answer(Answer::Foreign) => "taken by another",
             Said::Answer(Answer::Deleted) => "released",
             Said::Answer(Answer::Seen(Some(_))) => "holding a key",
-            Said::Answer(Answer::Seen(None)) => "free",
+            Said::Answer(Answer::Seen(None) | Answer::Removed(None)) => "free",
+            Said::Answer(Answer::Removed(Some(_))) => "freed by force",
             Said::Answer(Answer::Unknown(unknown)) => match unknown {
                 Unknown::NotConnected => "not connected",
                 Unknown::ConnectionLost => "disconnected",

@@ -140,7 +140,7 @@ pub fn vote(answer: &Answer) -> Vote {
         Answer::Granted | Answer::Present => Vote::Granted,
         Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign => Vote::Denied,
         Answer::Unknown(unknown) => Vote::Unknown(*unknown),
-        Answer::Deleted | Answer::Seen(_) => Vote::Unknown(Unknown::Nonsense),
+        Answer::Deleted | Answer::Seen(_) | Answer::Removed(_) => Vote::Unknown(Unknown::Nonsense),
     }
 }
 

@@ -26,6 +26,11 @@ impl Store {
             Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
             Command::Release { key, value, linger, .. } => self.release(now, key, value, *linger),
             Command::Inspect { key } => Answer::Seen(self.sight(now, key)),
+            Command::Remove { key } => {
+                let seen = self.sight(now, key);
+                self.remove(now, key);
+                Answer::Removed(seen)
+            }
         }
     }
 

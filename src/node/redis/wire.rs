@@ -31,9 +31,10 @@ macro_rules! script {
 static EXTEND: Script = script!("../lua/extend.lua");
 static RELEASE: Script = script!("../lua/release.lua");
 static INSPECT: Script = script!("../lua/inspect.lua");
+static REMOVE: Script = script!("../lua/remove.lua");
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 3] = [&EXTEND, &RELEASE, &INSPECT];
+pub(super) static SCRIPTS: [&Script; 4] = [&EXTEND, &RELEASE, &INSPECT, &REMOVE];
 
 /// How a script is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
             release
         }
         Command::Inspect { key } => call(&INSPECT, form, key.as_bytes()),
+        Command::Remove { key } => call(&REMOVE, form, key.as_bytes()),
     }
 }
 
@@ -103,9 +105,9 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
         (Command::Release { .. }, Wire::Int(1)) => Answer::Deleted,
         (Command::Extend { .. } | Command::Release { .. }, Wire::Int(0)) => Answer::Missing,
         (Command::Extend { .. } | Command::Release { .. }, Wire::Int(-1)) => Answer::Foreign,
-        (Command::Inspect { .. }, Wire::Nil) => Answer::Seen(None),
-        (Command::Inspect { .. }, Wire::Array(parts)) => sighting(&parts),
-        _ => Answer::Unknown(Unknown::Nonsense),
+        (Command::Inspect { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
+        (Command::Remove { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Removed),
+        _ => NONSENSE,
     })
 }
 
@@ -116,13 +118,20 @@ fn refused(error: &ServerError) -> Read {
     Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::from_code(error.code()))))
 }
 
-fn sighting(parts: &[Wire]) -> Answer {
-    match parts {
-        [Wire::BulkString(value), Wire::Int(millis)] => Answer::Seen(Some(Sighting {
-            value: Value::from_wire(value),
-            expires_in: u64::try_from(*millis).ok().map(Duration::from_millis),
-        })),
-        _ => Answer::Unknown(Unknown::Nonsense),
+const NONSENSE: Answer = Answer::Unknown(Unknown::Nonsense);
+
+/// A value and its time to live, or nothing; `None` if the reply is neither.
+fn sighting(reply: &Wire) -> Option<Option<Sighting>> {
+    match reply {
+        Wire::Nil => Some(None),
+        Wire::Array(parts) => match &parts[..] {
+            [Wire::BulkString(value), Wire::Int(millis)] => Some(Some(Sighting {
+                value: Value::from_wire(value),
+                expires_in: u64::try_from(*millis).ok().map(Duration::from_millis),
+            })),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -132,7 +141,7 @@ mod tests {
     use crate::protocol::command::{Key, LeaseId, Signature};
     use crate::protocol::time::Ttl;
 
-    fn commands() -> [Command; 4] {
+    fn commands() -> [Command; 5] {
         let key = Key::of_lock("redlock", b"k");
         let value = Value::new(LeaseId(1), &Signature::new("w", None));
         let ttl = Ttl::from_duration(Duration::from_secs(1));
@@ -140,7 +149,8 @@ mod tests {
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
             Command::Extend { key: key.clone(), value: value.clone(), ttl, heal: true },
             Command::Release { key: key.clone(), value, linger: Ttl::ZERO, owed_for: Duration::ZERO },
-            Command::Inspect { key },
+            Command::Inspect { key: key.clone() },
+            Command::Remove { key },
         ]
     }
 
