@@ -23,7 +23,7 @@ use crate::node::Node;
 use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts};
 #[cfg(feature = "redis")]
 use crate::protocol::quorum::Quorum;
-use crate::protocol::settings::{Renewal, Wishes, check_namespace, check_signature, check_wait};
+use crate::protocol::settings::{Renewal, Terms, Wishes, check_namespace, check_signature, check_wait};
 use crate::protocol::time::Drift;
 use crate::protocol::wait::Backoff;
 use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
@@ -226,33 +226,33 @@ impl RedlockBuilder {
         match &self.source {
             Source::Memory(nodes) => {
                 let names = (0..nodes.len()).map(|node| format!("memory-{node}").into()).collect();
-                self.wishes.check(&names)?;
+                let terms = self.wishes.check(&names)?;
                 let doors = open_doors(&runtime()?, nodes.doors(), Arc::new(nodes.clock()));
-                Ok((self.open(doors, names, holder), Reached::default()))
+                Ok((self.open(doors, terms, holder), Reached::default()))
             }
             #[cfg(feature = "redis")]
             Source::Redis(configs) => {
                 let targets = Target::all(configs)?;
                 let names: Arc<[Arc<str>]> = targets.iter().map(|target| target.name().into()).collect();
-                let timeouts = Timeouts {
-                    connect: check_connect_timeout(self.connect_timeout)?,
-                    node: self.wishes.check(&names)?.node_timeout,
-                };
+                let terms = self.wishes.check(&names)?;
+                let connect = check_connect_timeout(self.connect_timeout)?;
+                let timeouts = Timeouts { connect, node: terms.node_timeout };
                 warn_if_even(targets.len());
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts);
-                let reached = Reached { states, names: names.clone(), patience: timeouts.connect };
+                let reached = Reached { states, names, patience: timeouts.connect };
                 let doors = open_doors(&runtime()?, nodes.into(), Arc::new(SystemClock));
-                Ok((self.open(doors, names, holder), reached))
+                Ok((self.open(doors, terms, holder), reached))
             }
             #[cfg(not(feature = "redis"))]
             Source::Nothing => Err(SettingsError::new("nodes", "", format_args!("at least 1")).into()),
         }
     }
 
-    fn open(self, doors: Doors, names: Arc<[Arc<str>]>, holder: String) -> Redlock {
-        let mut wishes = self.wishes;
-        wishes.max_ttl = Some(wishes.max_ttl.unwrap_or(wishes.ttl));
-        Redlock::open(Core::new(doors, names, wishes, self.wait, holder), &self.namespace)
+    fn open(self, doors: Doors, terms: Terms, holder: String) -> Redlock {
+        // A mutex may ask for another ttl, but the bound on it stays what it was for all.
+        let max_ttl = self.wishes.max_ttl.or(Some(self.wishes.ttl));
+        let wishes = Wishes { max_ttl, ..self.wishes };
+        Redlock::open(Core::new(doors, wishes, terms, self.wait, holder), &self.namespace)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::driver::{self, Defeat, Live};
@@ -28,15 +28,24 @@ pub struct Mutex {
     core: Arc<Core>,
     namespace: Arc<str>,
     resource: Vec<u8>,
-    wishes: Wishes,
+    /// What differs from the deployment's settings.
+    wishes: Option<Box<Wishes>>,
     wait: Duration,
     metadata: Option<String>,
+    /// What the settings come to, once they were found good.
+    request: OnceLock<Request>,
 }
 
 impl Mutex {
     pub(crate) fn new(core: Arc<Core>, namespace: Arc<str>, resource: &[u8]) -> Self {
-        let wishes = core.wishes.clone();
-        Mutex { wishes, wait: core.wait, namespace, resource: resource.to_vec(), core, metadata: None }
+        let (wait, resource) = (core.wait, resource.to_vec());
+        Mutex { core, namespace, resource, wishes: None, wait, metadata: None, request: OnceLock::new() }
+    }
+
+    fn wish(mut self, change: impl FnOnce(&mut Wishes)) -> Self {
+        change(self.wishes.get_or_insert_with(|| Box::new(self.core.wishes.clone())));
+        self.request = OnceLock::new();
+        self
     }
 
     /// How long the lock lives if its holder dies. In whole milliseconds; 10 s by default. While the guard lives it is
@@ -45,10 +54,8 @@ impl Mutex {
     /// Must be above drift plus margin, and at most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
     #[doc(alias = "KeyValidity")]
     #[doc(alias = "expiry")]
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.wishes.max_ttl = Some(self.wishes.max_ttl.unwrap_or(self.wishes.ttl));
-        self.wishes.ttl = ttl;
-        self
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.wish(|wishes| wishes.ttl = ttl)
     }
 
     /// For how long [`acquire`](Mutex::acquire) waits, the time in the local queue included; 30 s by default.
@@ -65,35 +72,32 @@ impl Mutex {
     /// How long to rest between attempts.
     #[doc(alias = "RetryStrategy")]
     #[doc(alias = "retry")]
-    pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.wishes.backoff = backoff;
-        self
+    pub fn backoff(self, backoff: Backoff) -> Self {
+        self.wish(|wishes| wishes.backoff = backoff)
     }
 
     /// When the held lock is extended by itself.
-    pub fn renewal(mut self, renewal: Renewal) -> Self {
-        self.wishes.renewal = renewal;
-        self
+    pub fn renewal(self, renewal: Renewal) -> Self {
+        self.wish(|wishes| wishes.renewal = renewal)
     }
 
     /// Ends the hold this long after it was asked for, whatever is extended: against a holder that lives but hangs.
-    pub fn hold_at_most(mut self, bound: Duration) -> Self {
-        self.wishes.hold_at_most = bound;
-        self
+    pub fn hold_at_most(self, bound: Duration) -> Self {
+        self.wish(|wishes| wishes.hold_at_most = bound)
     }
 
     /// Excludes others for so long from when the lock was won, even if it is released sooner: hosts whose clocks are a little
     /// apart start the same job once. After the release the keys stay for the rest and then expire by themselves.
     ///
     /// At most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
-    pub fn hold_at_least(mut self, bound: Duration) -> Self {
-        self.wishes.hold_at_least = bound;
-        self
+    pub fn hold_at_least(self, bound: Duration) -> Self {
+        self.wish(|wishes| wishes.hold_at_least = bound)
     }
 
     /// A text that is stored beside the holder while the lock is held, for those who [inspect](Mutex::inspect) it.
     pub fn metadata(mut self, metadata: impl Into<String>) -> Self {
         self.metadata = Some(metadata.into());
+        self.request = OnceLock::new();
         self
     }
 
@@ -253,12 +257,24 @@ impl Mutex {
     }
 
     fn check(&self) -> Result<Request, SettingsError> {
+        if let Some(request) = self.request.get() {
+            return Ok(request.clone());
+        }
         check_namespace(&self.namespace)?;
         check_resource(&self.resource)?;
-        check_signature(&self.core.holder, self.metadata.as_deref())?;
-        let terms = Arc::new(self.wishes.check(&self.core.names)?);
-        let signature = Signature::new(&self.core.holder, self.metadata.as_deref());
-        Ok(Request { key: Key::of_lock(&self.namespace, &self.resource), signature, terms })
+        let key = Key::of_lock(&self.namespace, &self.resource);
+        let terms = match &self.wishes {
+            Some(wishes) => Arc::new(wishes.check(&self.core.terms.nodes)?),
+            None => self.core.terms.clone(),
+        };
+        let signature = match &self.metadata {
+            Some(metadata) => {
+                check_signature(&self.core.holder, Some(metadata))?;
+                Signature::new(&self.core.holder, Some(metadata))
+            }
+            None => self.core.signature.clone(),
+        };
+        Ok(self.request.get_or_init(|| Request { key, signature, terms }).clone())
     }
 
     async fn place(&self, key: &Key, deadline: Instant) -> Result<Place, AcquireError> {
@@ -301,6 +317,7 @@ impl Mutex {
 }
 
 /// A mutex whose settings were found good.
+#[derive(Clone)]
 struct Request {
     key: Key,
     signature: Signature,

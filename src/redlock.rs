@@ -12,9 +12,9 @@ use crate::driver::{self, Doors};
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
 use crate::mutex::Mutex;
-use crate::protocol::command::{Command, Key};
+use crate::protocol::command::{Command, Key, Signature};
 use crate::protocol::release::ReleaseOutcome;
-use crate::protocol::settings::Wishes;
+use crate::protocol::settings::{Terms, Wishes};
 use crate::queue::Places;
 
 pub(crate) const DEFAULT_NAMESPACE: &str = "redlock";
@@ -33,26 +33,30 @@ pub struct Redlock {
 /// What all clones and mutexes share.
 pub(crate) struct Core {
     pub(crate) doors: Arc<Doors>,
-    pub(crate) names: Arc<[Arc<str>]>,
     pub(crate) places: Arc<Places>,
+    /// What mutexes start from, and what it comes to.
     pub(crate) wishes: Wishes,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) wait: Duration,
     pub(crate) holder: String,
+    pub(crate) signature: Signature,
     closed: AtomicBool,
     closing: Notify,
 }
 
 impl Core {
-    pub(crate) fn new(
-        doors: Doors,
-        names: Arc<[Arc<str>]>,
-        wishes: Wishes,
-        wait: Duration,
-        holder: String,
-    ) -> Self {
-        let (doors, places) = (Arc::new(doors), Arc::default());
-        let (closed, closing) = (AtomicBool::new(false), Notify::new());
-        Core { doors, names, places, wishes, wait, holder, closed, closing }
+    pub(crate) fn new(doors: Doors, wishes: Wishes, terms: Terms, wait: Duration, holder: String) -> Self {
+        Core {
+            doors: Arc::new(doors),
+            places: Arc::default(),
+            wishes,
+            terms: Arc::new(terms),
+            wait,
+            signature: Signature::new(&holder, None),
+            holder,
+            closed: AtomicBool::new(false),
+            closing: Notify::new(),
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -125,17 +129,15 @@ impl Redlock {
 
     /// Completes when the nodes have answered all that was sent to them before: on one connection, answers keep the order.
     async fn answered_so_far(&self) {
-        if let Ok(terms) = self.core.wishes.check(&self.core.names) {
-            let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
-            driver::survey(&self.core.doors, &terms, &question).await;
-        }
+        let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
+        driver::survey(&self.core.doors, &self.core.terms, &question).await;
     }
 }
 
 impl fmt::Debug for Redlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redlock")
-            .field("nodes", &self.core.names)
+            .field("nodes", &self.core.terms.nodes)
             .field("namespace", &self.namespace)
             .finish()
     }

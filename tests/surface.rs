@@ -485,3 +485,21 @@ async fn the_backoff_may_give_up_before_the_wait_is_over() {
     assert!(matches!(twice, Err(AcquireError::Held(_))));
     assert_eq!(start.elapsed(), secs(3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_mutex_may_be_used_again_and_changed_between() {
+    let nodes = MemoryNodes::new(3);
+    // A ttl that is no whole number of milliseconds is rounded down, also where it is the bound.
+    let redlock =
+        nodes.builder().ttl(Duration::from_micros(2_000_500)).connect().await.expect("good settings");
+    let mutex = redlock.mutex("a");
+    for mutex in [mutex.clone(), mutex.clone(), mutex.backoff(Backoff::DEFAULT)] {
+        let guard = mutex.acquire().await.expect("free");
+        assert_eq!(guard.remaining(), ms(1_978));
+        drop(guard);
+        let guard = mutex.clone().ttl(secs(1)).metadata("changed").acquire().await.expect("free");
+        assert_eq!(guard.remaining(), ms(988));
+        assert_eq!(mutex.inspect().await.expect("answered").metadata(), Some("changed"));
+        drop(guard);
+    }
+}
