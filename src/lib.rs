@@ -94,7 +94,13 @@ pub use protocol::settings::Renewal;
 pub use protocol::wait::Backoff;
 pub use redlock::{Redlock, Shutdown};
 
-/// The README's code, compiled and run with the other examples.
+/// The code in the README and the guides, compiled and run with the other examples.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod guides {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/coming-from.md")]
+    struct ComingFrom;
+    #[doc = include_str!("../docs/managed-redis.md")]
+    struct ManagedRedis;
+}

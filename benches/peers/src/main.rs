@@ -1,26 +1,23 @@
 //! Pairs of acquire and release on real servers, against rslock, in one run.
 //!
-//! Both take the same keys on the same servers, in blocks that take turns, so that the machine's moods hit both alike; what
-//! counts is the ratio of the medians. `REDLOCK_NODES` names the servers (start them without persistence, or the disk is
+//! Both lock on the same servers, in blocks that take turns, so that the machine's moods hit both alike; what counts is the
+//! ratio, block by block. `REDLOCK_NODES` names the servers (start them without persistence, or the disk is
 //! what is measured); the first N of them are used for N = 1, 3 and 5.
 
 use std::alloc::System;
-use std::time::{Duration, Instant};
 
-use redlock_quorum::Redlock;
-use rslock::LockManager;
+use redlock_bench_peers::{clients, nodes, our_pairs, runtime, their_pairs};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const TTL: Duration = Duration::from_secs(10);
-
 fn main() {
-    let nodes = std::env::var("REDLOCK_NODES").expect("REDLOCK_NODES: the servers, separated by commas");
-    let nodes: Vec<String> = nodes.split(',').map(str::to_owned).collect();
+    let nodes = nodes();
     let blocks = std::env::args().nth(1).map_or(10, |blocks| blocks.parse().expect("a number of blocks"));
-    println!("| runtime | N | tasks | redlock-quorum | rslock | ratio of rates (interquartile) | allocations per pair |");
+    println!(
+        "| runtime | N | tasks | redlock-quorum | rslock | ratio of rates (interquartile) | allocations per pair |"
+    );
     println!("|---|--:|--:|--:|--:|--:|--:|");
     for threads in [1, 2] {
         for count in [1, 3, 5].into_iter().filter(|count| *count <= nodes.len()) {
@@ -32,22 +29,10 @@ fn main() {
     }
 }
 
-fn runtime(threads: usize) -> tokio::runtime::Runtime {
-    let mut builder = match threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if threads > 1 {
-        builder.worker_threads(threads);
-    }
-    builder.enable_all().build().expect("a runtime")
-}
-
 async fn compare(threads: usize, nodes: &[String], tasks: usize, blocks: usize) {
-    let ours = Redlock::builder().nodes(nodes.iter().map(String::as_str)).ttl(TTL).connect().await.expect("servers");
-    let theirs = LockManager::new(nodes.to_vec());
+    let (ours, theirs) = clients(nodes).await;
     let pairs = if tasks == 1 { 1_000 } else { 10_000 };
-    // Warm both up: connections, scripts, caches.
+    // The caches of this many tasks.
     our_pairs(&ours, tasks, pairs).await;
     their_pairs(&theirs, tasks, pairs).await;
     let (mut our_rates, mut their_rates, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,41 +63,6 @@ async fn compare(threads: usize, nodes: &[String], tasks: usize, blocks: usize) 
         per_pair(our_allocations),
         per_pair(their_allocations),
     );
-}
-
-/// Pairs a second.
-async fn our_pairs(redlock: &Redlock, tasks: usize, pairs: usize) -> f64 {
-    let start = Instant::now();
-    let workers = (0..tasks).map(|task| {
-        let mutex = redlock.mutex(format!("bench/{task}"));
-        tokio::spawn(async move {
-            for _ in 0..pairs / tasks {
-                let guard = mutex.acquire().await.expect("nobody else takes it");
-                guard.release().await.ok().expect("held");
-            }
-        })
-    });
-    for worker in workers.collect::<Vec<_>>() {
-        worker.await.expect("no panic");
-    }
-    pairs as f64 / start.elapsed().as_secs_f64()
-}
-
-async fn their_pairs(manager: &LockManager, tasks: usize, pairs: usize) -> f64 {
-    let start = Instant::now();
-    let workers = (0..tasks).map(|task| {
-        let (manager, key) = (manager.clone(), format!("bench-peer/{task}"));
-        tokio::spawn(async move {
-            for _ in 0..pairs / tasks {
-                let lock = manager.lock(key.as_str(), TTL).await.expect("nobody else takes it");
-                manager.unlock(&lock).await;
-            }
-        })
-    });
-    for worker in workers.collect::<Vec<_>>() {
-        worker.await.expect("no panic");
-    }
-    pairs as f64 / start.elapsed().as_secs_f64()
 }
 
 fn quantile(values: &mut [f64], part: f64) -> f64 {
