@@ -24,8 +24,8 @@ pub const PROMPT: Duration = Duration::from_secs(5);
 /// releases that are seen, not the expiry.
 pub const CLEAN_UP: Duration = Duration::from_secs(2);
 
-/// Longer than any [`CLEAN_UP`] and shorter than patience.
-pub const LONG_TTL: Duration = Duration::from_secs(20);
+/// Much longer than any [`CLEAN_UP`]: the ttl by default.
+pub const LONG_TTL: Duration = Duration::from_secs(10);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
