@@ -1,0 +1,293 @@
+//! Real servers for tests. A [`Server`] is a `redis-server` process of its own on a free port, and a [`Cluster`] is a few
+//! of them that know nothing of each other. Whatever was started here ends with the test, even if the test process is
+//! killed.
+#![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
+
+mod process;
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, IntoConnectionInfo};
+use redlock_quorum::{Redlock, RedlockBuilder};
+
+use self::process::{Process, free_port};
+
+/// What other clients of the servers write into a key that is theirs.
+pub const FOREIGN: &str = "foreign";
+
+/// For what is over in milliseconds, unless it hangs: a bound that a busy machine keeps.
+pub const PROMPT: Duration = Duration::from_secs(5);
+
+/// Within this time nothing of ours may be left. Tests that ask for it use a ttl that is much longer, so that it is the
+/// releases that are seen, not the expiry.
+pub const CLEAN_UP: Duration = Duration::from_secs(2);
+
+/// Much longer than any [`CLEAN_UP`]: the ttl by default.
+pub const LONG_TTL: Duration = Duration::from_secs(10);
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(5);
+
+/// One server without persistence, and its process.
+pub struct Server {
+    port: u16,
+    condition: Condition,
+}
+
+enum Condition {
+    Running(Process),
+    Stopped(Process),
+    Dead,
+}
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub async fn start() -> Self {
+        loop {
+            let port = free_port();
+            if let Some(process) = launch(port).await {
+                return Server { port, condition: Condition::Running(process) };
+            }
+        }
+    }
+
+    pub fn address(&self) -> String {
+        address(self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn is_running(&self) -> bool {
+        matches!(self.condition, Condition::Running(_))
+    }
+
+    /// The process is gone: connections are reset, new ones are refused, and what it knew is lost.
+    pub fn kill(&mut self) {
+        self.condition = Condition::Dead;
+    }
+
+    /// The process stands still: connections stay open, and what is sent is read only when it goes on.
+    pub fn stop(&mut self) {
+        self.condition = match std::mem::replace(&mut self.condition, Condition::Dead) {
+            Condition::Running(process) => {
+                process.stop();
+                Condition::Stopped(process)
+            }
+            other => other,
+        };
+    }
+
+    /// A stopped process goes on where it stood.
+    pub fn cont(&mut self) {
+        self.condition = match std::mem::replace(&mut self.condition, Condition::Dead) {
+            Condition::Stopped(process) => {
+                process.cont();
+                Condition::Running(process)
+            }
+            other => other,
+        };
+    }
+
+    /// A new process on the same port that knows nothing of what was before.
+    pub async fn restart_empty(&mut self) {
+        self.kill();
+        let started = Instant::now();
+        loop {
+            if let Some(process) = launch(self.port).await {
+                self.condition = Condition::Running(process);
+                return;
+            }
+            assert!(started.elapsed() < PROMPT, "the port {} is not free again", self.port);
+        }
+    }
+
+    /// Asks the server as a client of its own.
+    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> T {
+        try_ask(self.port, command).await.unwrap_or_else(|error| panic!("{}: {error}", self.address()))
+    }
+
+    /// As an operator would type it: words between spaces.
+    pub async fn type_in<T: FromRedisValue>(&self, line: &str) -> T {
+        let mut words = line.split(' ');
+        let mut command = redis::cmd(words.next().expect("a command"));
+        words.for_each(|word| {
+            command.arg(word);
+        });
+        self.ask(&command).await
+    }
+
+    pub async fn set(&self, key: &str, value: &str) {
+        self.type_in(&format!("SET {key} {value}")).await
+    }
+
+    pub async fn value(&self, key: &str) -> Option<String> {
+        self.type_in(&format!("GET {key}")).await
+    }
+
+    pub async fn delete(&self, key: &str) {
+        self.type_in(&format!("DEL {key}")).await
+    }
+
+    /// How long a key has to live.
+    pub async fn expiry(&self, key: &str) -> Option<Duration> {
+        let millis: i64 = self.type_in(&format!("PTTL {key}")).await;
+        u64::try_from(millis).ok().map(Duration::from_millis)
+    }
+
+    pub async fn keys(&self) -> Vec<String> {
+        self.type_in("KEYS *").await
+    }
+
+    /// A line of INFO.
+    pub async fn info(&self, section: &str, field: &str) -> String {
+        let info: String = self.type_in(&format!("INFO {section}")).await;
+        field_of(&info, field).unwrap_or_else(|| panic!("{field} in {info}"))
+    }
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+/// A process that answers on the port, or `None` if another has the port.
+async fn launch(port: u16) -> Option<Process> {
+    let mut process = Process::start(port);
+    let started = Instant::now();
+    while !answers(port, process.id()).await {
+        if process.has_ended() {
+            return None;
+        }
+        assert!(started.elapsed() < PROMPT, "redis-server does not answer on port {port}");
+        tokio::time::sleep(POLL).await;
+    }
+    Some(process)
+}
+
+/// Whether it is this very process that answers: another one might have got the port.
+async fn answers(port: u16, process_id: u32) -> bool {
+    let info: Option<String> = try_ask(port, redis::cmd("INFO").arg("server")).await.ok();
+    let answering = info.and_then(|info| field_of(&info, "process_id"));
+    answering.is_some_and(|id| id == process_id.to_string())
+}
+
+fn field_of(info: &str, field: &str) -> Option<String> {
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(name, _)| *name == field).map(|(_, value)| value.trim().to_owned())
+}
+
+async fn try_ask<T: FromRedisValue>(port: u16, command: &Cmd) -> redis::RedisResult<T> {
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(PROMPT)).set_response_timeout(Some(PROMPT));
+    let at_once = TcpSettings::default().set_nodelay(true);
+    let info = format!("redis://{}", address(port)).into_connection_info()?.set_tcp_settings(at_once);
+    let client = redis::Client::open(info)?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    command.query_async(&mut connection).await
+}
+
+/// Servers that are independent of each other: the nodes of a deployment.
+pub struct Cluster {
+    pub servers: Vec<Server>,
+}
+
+/// A key that stands on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub node: String,
+    pub key: String,
+    pub value: Option<String>,
+}
+
+impl Cluster {
+    pub async fn start(nodes: usize) -> Self {
+        Cluster { servers: join_all((0..nodes).map(|_| Server::start())).await }
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers.iter().map(Server::address).collect()
+    }
+
+    pub fn builder(&self) -> RedlockBuilder {
+        Redlock::builder().nodes(self.addresses())
+    }
+
+    /// One client over all the nodes, with the settings that are the default.
+    pub async fn redlock(&self) -> Redlock {
+        self.builder().connect().await.expect("all nodes are there")
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter().filter(|server| server.is_running())
+    }
+
+    /// Another kind of client takes a key on some nodes, for ever.
+    pub async fn take(&self, nodes: impl IntoIterator<Item = usize>, key: &str) {
+        for node in nodes {
+            self.servers[node].set(key, FOREIGN).await;
+        }
+    }
+
+    /// An operator deletes a key on all nodes.
+    pub async fn delete(&self, key: &str) {
+        join_all(self.running().map(|server| server.delete(key))).await;
+    }
+
+    /// All keys on all nodes that run.
+    pub async fn keys(&self) -> Vec<Standing> {
+        join_all(self.running().map(standing_on)).await.concat()
+    }
+
+    /// Those that no foreign client has set.
+    pub async fn ours(&self) -> Vec<Standing> {
+        let mut keys = self.keys().await;
+        keys.retain(|key| key.value.as_deref() != Some(FOREIGN));
+        keys
+    }
+
+    /// Waits until no key of ours stands on any node that runs.
+    pub async fn assert_nothing_left(&self) {
+        let started = Instant::now();
+        loop {
+            let ours = self.ours().await;
+            if ours.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < CLEAN_UP, "left behind: {ours:#?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+async fn standing_on(server: &Server) -> Vec<Standing> {
+    let mut standing = Vec::new();
+    for key in server.keys().await {
+        let value = server.value(&key).await;
+        standing.push(Standing { node: server.address(), key, value });
+    }
+    // A key may have gone between the two questions.
+    standing.retain(|key| key.value.is_some());
+    standing
+}
+
+/// The result of what must not hang.
+pub async fn promptly<T>(what: impl Future<Output = T>) -> T {
+    soon(PROMPT, what).await
+}
+
+/// The result of what must be over within a bound.
+pub async fn soon<T>(bound: Duration, what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(bound, what).await.unwrap_or_else(|_| panic!("still not over after {bound:?}"))
+}
+
+/// Waits until a condition holds.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PROMPT, "not within {PROMPT:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
