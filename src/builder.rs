@@ -9,6 +9,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 #[cfg(feature = "redis")]
 use tokio::sync::watch;
+#[cfg(feature = "redis")]
+use tokio::time::timeout;
 
 use crate::clock::Clock;
 #[cfg(feature = "redis")]
@@ -189,13 +191,14 @@ impl RedlockBuilder {
         self
     }
 
-    /// Checks the settings, connects, and waits until a majority of the nodes is reached and identified. The others go on
-    /// being tried.
+    /// Checks the settings, connects, and waits until a majority of the nodes is reached and identified, and then for the
+    /// others at most a node timeout. Those that are not there go on being tried.
     ///
     /// # Errors
     ///
     /// [`ConnectError::Settings`] before any IO; [`ConnectError::NoQuorum`] with each node's reason if no majority could be
-    /// reached in time.
+    /// reached in time; [`ConnectError::Unfit`] if one of those that were reached is a replica, a member of a Redis Cluster, or
+    /// the same server as another. One that turns out so later never votes, and is logged as an error.
     ///
     /// # Cancel safety
     ///
@@ -239,7 +242,7 @@ impl RedlockBuilder {
                 let timeouts = Timeouts { connect, node: terms.node_timeout };
                 warn_if_even(targets.len());
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts);
-                let reached = Reached { states, names, patience: timeouts.connect };
+                let reached = Reached { states, names, patience: timeouts.connect, grace: timeouts.node };
                 let doors = open_doors(&runtime()?, nodes.into(), Arc::new(SystemClock));
                 Ok((self.open(doors, terms, holder), reached))
             }
@@ -279,34 +282,51 @@ struct Reached {
     names: Arc<[Arc<str>]>,
     #[cfg(feature = "redis")]
     patience: Duration,
+    #[cfg(feature = "redis")]
+    grace: Duration,
 }
 
 #[cfg(feature = "redis")]
 impl Reached {
+    /// Waits for a majority, and then a little for the others, so that a node which can never vote is found out at once.
     async fn majority(mut self) -> Result<(), ConnectError> {
         if self.states.is_empty() {
             return Ok(());
         }
-        let quorum = Quorum::of(self.states.len());
+        let majority = Quorum::of(self.states.len()).majority();
+        let mut up = 0;
         let mut first_states: FuturesUnordered<_> =
             self.states.iter_mut().map(State::is_up_at_first).collect();
-        let reached = async {
-            let (mut up, mut down) = (0, 0);
-            while up < quorum.majority() && down <= quorum.spare() {
-                match first_states.next().await {
-                    Some(true) => up += 1,
-                    Some(false) | None => down += 1,
+        let _ = timeout(self.patience, async {
+            while let Some(is_up) = first_states.next().await {
+                up += usize::from(is_up);
+                if up == majority {
+                    break;
                 }
             }
-            up >= quorum.majority()
-        };
-        if tokio::time::timeout(self.patience, reached).await.unwrap_or(false) {
-            return Ok(());
+        })
+        .await;
+        if up >= majority {
+            let others = first_states.by_ref().for_each(|_| std::future::ready(()));
+            let _ = timeout(self.grace, others).await;
         }
         drop(first_states);
-        let reasons = self.states.iter().map(|state| state.borrow().reason());
-        let nodes = self.names.iter().map(ToString::to_string).zip(reasons).collect();
-        Err(ConnectError::NoQuorum { nodes })
+        let unfit: Vec<_> = self.reasons(State::is_unfit).collect();
+        if !unfit.is_empty() {
+            let nodes = unfit.into_iter().map(|(name, reason)| (name, reason.unwrap_or_default())).collect();
+            return Err(ConnectError::Unfit { nodes });
+        }
+        if up >= majority {
+            Ok(())
+        } else {
+            Err(ConnectError::NoQuorum { nodes: self.reasons(|_| true).collect() })
+        }
+    }
+
+    /// The names of the nodes in such a state, and the reason why they are not up.
+    fn reasons(&self, which: impl Fn(&State) -> bool) -> impl Iterator<Item = (String, Option<String>)> {
+        let states = self.names.iter().zip(&self.states).map(|(name, state)| (name, state.borrow()));
+        states.filter(move |(_, state)| which(state)).map(|(name, state)| (name.to_string(), state.reason()))
     }
 }
 

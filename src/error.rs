@@ -267,6 +267,12 @@ pub enum ConnectError {
         /// Node by node; no reason for those that are up.
         nodes: Vec<(String, Option<String>)>,
     },
+    /// Nodes that were reached, but can never vote: a replica, a member of a Redis Cluster, or the same server as another
+    /// node. Mend the list of nodes.
+    Unfit {
+        /// Their addresses, and what they are.
+        nodes: Vec<(String, String)>,
+    },
     /// There is no tokio runtime here to live on.
     NoRuntime,
 }
@@ -278,11 +284,16 @@ impl fmt::Display for ConnectError {
             ConnectError::NoQuorum { nodes } => {
                 let up = nodes.iter().filter(|(_, reason)| reason.is_none()).count();
                 write!(f, "only {up} of {} nodes could be reached", nodes.len())?;
-                for (address, reason) in nodes.iter().filter_map(|(a, r)| r.as_ref().map(|r| (a, r))) {
-                    let separator = if f.alternate() { "\n" } else { "; " };
-                    write!(f, "{separator}{address}: {reason}")?;
-                }
-                Ok(())
+                list(
+                    f,
+                    nodes
+                        .iter()
+                        .filter_map(|(address, reason)| reason.as_ref().map(|reason| (address, reason))),
+                )
+            }
+            ConnectError::Unfit { nodes } => {
+                write!(f, "{} of the nodes cannot vote", nodes.len())?;
+                list(f, nodes.iter().map(|(address, reason)| (address, reason)))
             }
             ConnectError::NoRuntime => f.write_str("no tokio runtime is running here"),
         }
@@ -302,6 +313,18 @@ impl From<SettingsError> for ConnectError {
     fn from(error: SettingsError) -> Self {
         ConnectError::Settings(error)
     }
+}
+
+/// `; address: reason` for each, or a line for each.
+fn list<'a>(
+    f: &mut fmt::Formatter<'_>,
+    reasons: impl Iterator<Item = (&'a String, &'a String)>,
+) -> fmt::Result {
+    let separator = if f.alternate() { "\n" } else { "; " };
+    for (address, reason) in reasons {
+        write!(f, "{separator}{address}: {reason}")?;
+    }
+    Ok(())
 }
 
 /// `what; 5 nodes: ...` in one line, or `what` and a line for each node.

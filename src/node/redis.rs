@@ -63,6 +63,8 @@ pub(crate) enum State {
     Connecting,
     Up,
     Down(String),
+    /// Reached, but not what can vote: tried again like one that is down, in case the address leads elsewhere one day.
+    Unfit(String),
 }
 
 impl State {
@@ -79,8 +81,13 @@ impl State {
         match self {
             State::Connecting => Some("still connecting".to_owned()),
             State::Up => None,
-            State::Down(reason) => Some(reason.clone()),
+            State::Down(reason) | State::Unfit(reason) => Some(reason.clone()),
         }
+    }
+
+    /// Whether it was reached, and is not what can vote.
+    pub(crate) fn is_unfit(&self) -> bool {
+        matches!(self, State::Unfit(_))
     }
 }
 
@@ -166,6 +173,9 @@ struct Link {
     /// has to change tasks.
     driver: Driver,
     form: Form,
+    /// What the server says of itself, as far as it may be asked.
+    role: Option<String>,
+    mode: Option<String>,
     run_id: Option<String>,
 }
 
@@ -184,9 +194,9 @@ impl Actor {
     async fn run(mut self) {
         let mut failures = 0;
         loop {
-            let reason = match self.connect().await {
+            let state = match self.connect().await {
                 Err(Abandoned) => return,
-                Ok(Err(reason)) => reason,
+                Ok(Err(state)) => state,
                 Ok(Ok(link)) => {
                     failures = 0;
                     self.tell(State::Up);
@@ -195,11 +205,11 @@ impl Actor {
                     run_id.iter().for_each(|run_id| self.identities.let_go(run_id));
                     match ending {
                         Err(Abandoned) => return,
-                        Ok(reason) => reason.to_owned(),
+                        Ok(reason) => State::Down(reason.to_owned()),
                     }
                 }
             };
-            self.tell(State::Down(reason));
+            self.tell(state);
             failures = (failures + 1).min(16);
             let rest = RECONNECT.delay(failures, rand::random()).unwrap_or_default();
             if let Err(Abandoned) = self.refusing(sleep(rest)).await {
@@ -215,27 +225,38 @@ impl Actor {
             (State::Connecting, State::Up) => tracing::debug!(node, "connected"),
             (_, State::Up) => tracing::info!(node, "connected again"),
             (State::Down(before), State::Down(reason)) if before == reason => {}
+            (State::Unfit(before), State::Unfit(reason)) if before == reason => {}
             (_, State::Down(reason)) => tracing::warn!(node, reason, "not connected"),
+            (_, State::Unfit(reason)) => tracing::error!(node, reason, "can never vote"),
             (_, State::Connecting) => {}
         }
     }
 
     /// One attempt to connect. Only during the very first do commands wait for it.
-    async fn connect(&mut self) -> Result<Result<Link, String>, Abandoned> {
+    async fn connect(&mut self) -> Result<Result<Link, State>, Abandoned> {
         let attempt = timeout(self.timeouts.connect, establish(self.target.info().clone(), self.timeouts));
         let is_first = matches!(*self.state.borrow(), State::Connecting);
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
         let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
-        Ok(connected.and_then(|link| self.identify(link)))
+        Ok(connected.map_err(State::Down).and_then(|link| match self.objection(&link) {
+            Some(objection) => Err(State::Unfit(objection)),
+            None => Ok(link),
+        }))
     }
 
-    /// A server has one vote, whatever it is called.
-    fn identify(&self, link: Link) -> Result<Link, String> {
-        if let Some(run_id) = &link.run_id {
-            let claimed = self.identities.claim(run_id, self.target.name());
-            claimed.map_err(|other| format!("is the same server as {other}"))?;
+    /// Only an independent master can vote, and a server has one vote, whatever it is called.
+    fn objection(&self, link: &Link) -> Option<String> {
+        match (link.role.as_deref(), link.mode.as_deref()) {
+            (Some(role), _) if role != "master" => Some(format!("is a {role}: only a master can vote")),
+            (_, Some(mode)) if mode != "standalone" => {
+                Some(format!("is in {mode} mode: only an independent server can vote"))
+            }
+            _ => {
+                let claimed =
+                    link.run_id.as_ref().map(|run_id| self.identities.claim(run_id, self.target.name()));
+                claimed?.err().map(|other| format!("is the same server as {other}"))
+            }
         }
-        Ok(link)
     }
 
     /// Refuses commands until `what` is done.
@@ -443,22 +464,17 @@ where
     };
     let mut replies = replies.into_iter();
     let (hello, info) = (replies.next().unwrap_or(Wire::Nil), replies.next().unwrap_or(Wire::Nil));
-    match role(&hello) {
-        Some(role) if role != "master" => return Err(format!("is a {role}: only a master can vote")),
-        _ => {}
-    }
     let loaded = replies.all(|reply| !matches!(reply, Wire::ServerError(_)));
     // A user that may not load scripts may still send them in full.
     let form = if loaded { Form::Hashed } else { Form::Full };
-    Ok(Link { connection, driver, form, run_id: run_id(info) })
+    let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
+    Ok(Link { connection, driver, form, role, mode, run_id: run_id(info) })
 }
 
-/// The role in the reply to HELLO, if the server says it.
-fn role(hello: &Wire) -> Option<String> {
-    let fields = hello.as_map_iter()?;
-    let mut roles =
-        fields.filter(|(name, _)| text(name).as_deref() == Some("role")).map(|(_, role)| text(role));
-    roles.next().flatten()
+/// A field in the reply to HELLO.
+fn field(hello: &Wire, name: &str) -> Option<String> {
+    let mut fields = hello.as_map_iter()?;
+    fields.find(|(field, _)| text(field).as_deref() == Some(name)).and_then(|(_, value)| text(value))
 }
 
 fn text(value: &Wire) -> Option<String> {
