@@ -121,7 +121,7 @@ impl Server {
     }
 
     pub async fn set(&self, key: &str, value: &str) {
-        self.type_in(&format!("SET {key} {value}")).await
+        self.type_in::<()>(&format!("SET {key} {value}")).await;
     }
 
     pub async fn value(&self, key: &str) -> Option<String> {
@@ -129,7 +129,7 @@ impl Server {
     }
 
     pub async fn delete(&self, key: &str) {
-        self.type_in(&format!("DEL {key}")).await
+        self.type_in::<()>(&format!("DEL {key}")).await;
     }
 
     /// How long a key has to live.
