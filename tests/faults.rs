@@ -237,6 +237,26 @@ async fn a_release_that_a_silent_majority_did_not_hear_is_heard_later() {
     cluster.assert_nothing_left().await;
 }
 
+/// Here the connection is given up before the release, so that it can only be sent on the next one.
+#[tokio::test]
+async fn a_release_that_could_not_be_sent_is_owed() {
+    let mut cluster = Cluster::start(3).await;
+    let redlock = cluster.redlock().await;
+    let guard = acquired(redlock.mutex("job").ttl(LONG_TTL)).await;
+    until("all keys are set", async || cluster.ours().await.len() == 3).await;
+    cluster.servers[2].stop();
+    until("the silent connection is given up", async || is_cut_off(&guard, 2).await).await;
+    assert_eq!(released(guard).await, ReleaseOutcome::Released);
+    cluster.servers[2].cont();
+    cluster.assert_nothing_left().await;
+}
+
+/// Whether the node is not even asked when the lock is extended.
+async fn is_cut_off(guard: &Guard, node: usize) -> bool {
+    promptly(guard.extend(LONG_TTL)).await.expect("a majority confirms");
+    guard.last_answers().nodes()[node].in_words().starts_with("not connected")
+}
+
 // ── connecting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// The address of each node, and why it is not up.

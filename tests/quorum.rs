@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Cluster, FOREIGN, LONG_TTL, promptly};
 use redlock_quorum::{AcquireError, Redlock, ReleaseOutcome};
@@ -94,4 +94,24 @@ async fn until_an_attempt_was_made(cluster: &Cluster) {
     let writes = async || cluster.servers[2].info("commandstats", "cmdstat_set").await;
     let before = writes().await;
     harness::until("an attempt", async || writes().await != before).await;
+}
+
+/// Half of an even number is taken: nobody can have a majority, and each node says so as often as it is asked. Attempts to
+/// settle that must not become so slow that one outlasts its own timeout and takes an answer that comes for a silence.
+#[tokio::test]
+async fn that_half_of_the_nodes_are_taken_is_soon_clear() {
+    const SOON: Duration = Duration::from_secs(1);
+    let cluster = Cluster::start(2).await;
+    let redlock = cluster.redlock().await;
+    let mut quickest = Duration::MAX;
+    for attempt in 0..3 {
+        let resource = format!("half-{attempt}");
+        cluster.take([1], &format!("redlock:{resource}")).await;
+        let begun = Instant::now();
+        let tried = promptly(redlock.mutex(&resource).try_acquire()).await.expect("all nodes answer");
+        quickest = quickest.min(begun.elapsed());
+        assert!(tried.is_none());
+    }
+    assert!(quickest < SOON, "of three tries the quickest took {quickest:?}");
+    cluster.assert_nothing_left().await;
 }
