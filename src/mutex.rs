@@ -302,7 +302,11 @@ impl Mutex {
             won = driver::win(&live) => won,
         };
         match won {
-            Ok(()) => Ok(Guard::new(live, terms)),
+            Ok(()) => {
+                let guard = Guard::new(live, terms);
+                // A shutdown that has not seen this one held was closed before: then the guard is dropped here.
+                if self.core.is_closed() { Err(AcquireError::Closed) } else { Ok(guard) }
+            }
             Err(Defeat::TooLate(report)) => Err(AcquireError::TooLate(Box::new(report))),
             Err(Defeat::Failed(failure)) => {
                 let report = failure.report;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::protocol::command::Key;
 use crate::sync::lock;
@@ -13,6 +13,8 @@ use crate::sync::lock;
 #[derive(Default)]
 pub(crate) struct Places {
     turns: Mutex<HashMap<Key, Arc<Semaphore>>>,
+    /// Told when the last one has left.
+    empty: Notify,
 }
 
 /// The place at a resource. Dropped, it is the next one's turn.
@@ -46,6 +48,18 @@ impl Places {
         Place { _permit: permit, _spot: spot }
     }
 
+    /// Completes when nobody is at any resource. A place is left only after what its claim had to say was handed to the
+    /// nodes, so then every release is on its way.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let empty = self.empty.notified();
+            if lock(&self.turns).is_empty() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
     fn arrive(self: &Arc<Self>, key: &Key) -> Spot {
         let mut turns = lock(&self.turns);
         let turn = turns.entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
@@ -64,6 +78,9 @@ impl Drop for Spot {
         self.turn = None;
         if turns.get(&self.key).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             turns.remove(&self.key);
+            if turns.is_empty() {
+                self.places.empty.notify_waiters();
+            }
         }
     }
 }

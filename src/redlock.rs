@@ -127,8 +127,14 @@ impl Redlock {
         shutdown
     }
 
-    /// Completes when the nodes have answered all that was sent to them before: on one connection, answers keep the order.
+    /// Completes when calls that were turned away have sent their roll-back, and the nodes have answered all that was sent
+    /// to them before: on one connection, answers keep the order.
     async fn answered_so_far(&self) {
+        let clock = &self.core.doors.clock;
+        tokio::select! {
+            () = self.core.places.empty() => {}
+            () = clock.sleep_until(clock.now() + self.core.terms.node_timeout) => {}
+        }
         let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
         driver::survey(&self.core.doors, &self.core.terms, &question).await;
     }
