@@ -36,11 +36,9 @@ use crate::ledger::Ledger;
 /// A charge that hangs must not keep its user locked for ever: while its guard lives, it would be renewed.
 const CHARGE_AT_MOST: Duration = Duration::from_secs(30);
 
-/// How long requests that are in work may go on after the service was told to stop.
+/// How long requests that are in work may go on after the service was told to stop, unless `DRAIN_MS` says otherwise: a
+/// little less than what the supervisor grants.
 const DRAIN_AT_MOST: Duration = Duration::from_secs(20);
-
-/// For how long guards that outlive even that are waited for, before they are taken away.
-const LET_GO_AT_MOST: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -55,6 +53,10 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let redlock = connect()?;
+    let drain_at_most = match std::env::var("DRAIN_MS") {
+        Ok(millis) => Duration::from_millis(millis.parse().map_err(|error| format!("DRAIN_MS: {error}"))?),
+        Err(_) => DRAIN_AT_MOST,
+    };
     let address = std::env::var("LISTEN_ON").unwrap_or_else(|_| "127.0.0.1:0".to_owned());
     // Before the address is told: whoever knows it may ask for the end.
     let stop = told_to_stop()?;
@@ -66,15 +68,14 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         );
     }
 
-    serve_until(stop, listener, routes(redlock.clone())).await?;
-    // After the requests, which need their locks to the end, and before the process ends, which would leave behind what is
-    // not released yet.
-    let left = redlock.shutdown(LET_GO_AT_MOST).await;
+    serve_until(stop, listener, routes(redlock.clone()), drain_at_most).await?;
+    // After the requests, which need their locks to the end and have had their time; before the process ends, which would
+    // leave behind what is not released yet.
+    let left = redlock.shutdown(Duration::ZERO).await;
     for (key, outcome) in left.taken_away() {
         println!("stopped in the middle of {}: {outcome}", String::from_utf8_lossy(key));
     }
-    println!("stopped");
-    Ok(())
+    if left.is_clean() { Ok(()) } else { Err("not all requests were done in time".into()) }
 }
 
 /// Does not wait for the nodes: a service that starts while they are down can do all that needs no lock, and answers 503 to
@@ -162,11 +163,12 @@ async fn health(State(service): State<Arc<Service>>) -> Result<&'static str, Sic
     Ok("a majority of the lock's nodes answers\n")
 }
 
-/// Serves until told to stop, then takes no more connections and finishes what is in work.
+/// Serves until told to stop, then takes no more connections and finishes what is in work, as far as there is time.
 async fn serve_until(
     stop: impl Future<Output = ()> + Send + 'static,
     listener: TcpListener,
     routes: Router,
+    drain_at_most: Duration,
 ) -> io::Result<()> {
     let (stopping, stops) = oneshot::channel();
     let stop = async move {
@@ -176,7 +178,7 @@ async fn serve_until(
     };
     let too_long = async {
         let _ = stops.await;
-        sleep(DRAIN_AT_MOST).await;
+        sleep(drain_at_most).await;
     };
     tokio::select! {
         served = axum::serve(listener, routes).with_graceful_shutdown(stop) => served,

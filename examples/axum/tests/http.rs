@@ -110,6 +110,22 @@ fn told_to_stop_it_finishes_what_is_in_work_and_leaves_no_key() {
 }
 
 #[test]
+fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
+    let servers = Servers::start(3);
+    let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000"), ("DRAIN_MS", "100")]);
+    let _in_work = service.charge("alice", "amount=5&takes_ms=20000");
+    service.wait_for("alice: charging");
+
+    service.terminate();
+    assert_eq!(service.next_line(), "stopping");
+    assert_eq!(service.next_line(), "stopped in the middle of redlock:users/alice: released");
+
+    let ended = service.wait();
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    assert_eq!(servers.keys(), ["*0", "*0", "*0"], "keys that would stand for up to a minute");
+}
+
+#[test]
 fn without_a_majority_it_asks_for_patience() {
     let mut servers = Servers::start(3);
     let service = Service::on(&servers, &[]);
@@ -247,7 +263,7 @@ fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_redlock-example-axum"));
     let variables = ["NODES", "NAMESPACE", "HOLDER", "TTL_MS", "WAIT_MS"];
     variables.iter().for_each(|variable| _ = command.env_remove(format!("REDLOCK_{variable}")));
-    command.env_remove("LISTEN_ON");
+    command.env_remove("LISTEN_ON").env_remove("DRAIN_MS");
     command
 }
 
