@@ -98,7 +98,8 @@ fn told_to_stop_it_finishes_what_is_in_work_and_leaves_no_key() {
     let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000")]);
     let in_work = service.charge("alice", "amount=5&takes_ms=2000");
     service.wait_for("alice: charging");
-    assert_eq!(servers.keys(), ["*1", "*1", "*1"], "the lock of alice");
+    let locked = servers.keys().iter().filter(|keys| *keys == "*1").count();
+    assert!(locked >= 2, "the lock of alice is on {locked} servers, and a majority of 3 is 2");
 
     service.terminate();
     assert_eq!(service.next_line(), "stopping", "alice was not in work any more");
