@@ -130,7 +130,8 @@ async fn total(State(service): State<Arc<Service>>, Path(user): Path<String>) ->
 }
 
 /// If the client disconnects, this future is dropped where it awaits: the work with it, and the guard, which releases the
-/// lock. The next charge need not wait for the ttl.
+/// lock. The next charge need not wait for the ttl. Work that must be completed once it is begun would be spawned instead,
+/// the guard moved into its task, and only its answer awaited here.
 async fn charge(
     State(service): State<Arc<Service>>,
     Path(user): Path<String>,
@@ -146,12 +147,12 @@ async fn charge(
 impl Service {
     /// Under the lock: dropped at its await if the lock is lost.
     async fn charge(&self, user: &str, charge: &Charge) -> u64 {
-        println!("{user}: charging");
+        println!("charging {user:?}");
         let before = self.ledger.read(user);
         sleep(Duration::from_millis(charge.takes_ms)).await;
         let total = before + u64::from(charge.amount);
         self.ledger.write(user, total);
-        println!("{user}: charged");
+        println!("charged {user:?}");
         total
     }
 }

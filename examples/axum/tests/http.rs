@@ -22,13 +22,13 @@ const PAUSE: Duration = Duration::from_millis(10);
 fn one_user_is_charged_once_at_a_time_and_others_meanwhile() {
     let service = Service::on_memory();
     let first = service.charge("alice", "amount=5&takes_ms=3000");
-    service.wait_for("alice: charging");
+    service.wait_for(r#"charging "alice""#);
 
     service.charge("alice", "amount=7").answer().assert_refused(409);
     service.charge("bob", "amount=2&takes_ms=0").answer().assert_says(200, r#"{"user":"bob","total":2}"#);
     first.answer().assert_says(200, r#"{"user":"alice","total":5}"#);
 
-    assert_eq!(service.wait_for("charged"), "bob: charged", "alice was not in work any more");
+    assert_eq!(service.wait_for("charged"), r#"charged "bob""#, "alice was not in work any more");
     service.charge("alice", "amount=1&takes_ms=0").answer().assert_says(200, r#"{"user":"alice","total":6}"#);
 }
 
@@ -37,7 +37,7 @@ fn two_instances_charge_one_user_one_at_a_time() {
     let servers = Servers::start(3);
     let (here, there) = (Service::on(&servers, &[]), Service::on(&servers, &[]));
     let first = here.charge("alice", "takes_ms=3000");
-    here.wait_for("alice: charging");
+    here.wait_for(r#"charging "alice""#);
 
     there.charge("alice", "takes_ms=0").answer().assert_refused(409);
     there.charge("bob", "takes_ms=0").answer().assert_status(200);
@@ -80,7 +80,7 @@ fn a_client_that_disconnects_leaves_no_lock_behind_on_servers() {
 /// The ttl is 10 s at least, and the lock would be renewed for the 20 s that the work takes.
 fn a_client_disconnects(service: &Service) {
     let first = service.charge("alice", "amount=5&takes_ms=20000");
-    service.wait_for("alice: charging");
+    service.wait_for(r#"charging "alice""#);
     service.charge("alice", "amount=7").answer().assert_refused(409);
 
     drop(first);
@@ -97,7 +97,7 @@ fn told_to_stop_it_finishes_what_is_in_work_and_leaves_no_key() {
     let servers = Servers::start(3);
     let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000")]);
     let in_work = service.charge("alice", "amount=5&takes_ms=2000");
-    service.wait_for("alice: charging");
+    service.wait_for(r#"charging "alice""#);
     let locked = servers.keys().iter().filter(|keys| *keys == "*1").count();
     assert!(locked >= 2, "the lock of alice is on {locked} servers, and a majority of 3 is 2");
 
@@ -115,7 +115,7 @@ fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
     let servers = Servers::start(3);
     let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000"), ("DRAIN_MS", "100")]);
     let _in_work = service.charge("alice", "amount=5&takes_ms=20000");
-    service.wait_for("alice: charging");
+    service.wait_for(r#"charging "alice""#);
 
     service.terminate();
     assert_eq!(service.next_line(), "stopping");
@@ -148,7 +148,7 @@ fn a_charge_that_loses_its_lock_says_so() {
     let servers = Servers::start(3);
     let service = Service::on(&servers, &[("REDLOCK_TTL_MS", "900")]);
     let first = service.charge("alice", "amount=5&takes_ms=20000");
-    service.wait_for("alice: charging");
+    service.wait_for(r#"charging "alice""#);
 
     servers.forget_everything();
 
