@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -69,7 +69,8 @@ struct Stage {
 #[derive(Default)]
 struct Results {
     verdict: Option<Result<(), Failure>>,
-    extended: Vec<(Ticket, Result<(), ExtensionFailure>)>,
+    /// The extensions by hand that somebody waits for, and what they came to.
+    extending: Vec<(Ticket, Option<Result<(), ExtensionFailure>>)>,
     released: Option<(ReleaseOutcome, Report)>,
 }
 
@@ -100,7 +101,11 @@ impl Live {
 
     fn take_in_mail(self: &Arc<Self>) {
         loop {
-            let Ok(mut stage) = self.stage.try_lock() else { return };
+            let mut stage = match self.stage.try_lock() {
+                Ok(stage) => stage,
+                Err(TryLockError::Poisoned(stage)) => stage.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
             while let Some(event) = self.next_event() {
                 self.take_in(&mut stage, event);
             }
@@ -127,6 +132,9 @@ impl Live {
         let now = self.now();
         let mut actions = std::mem::take(&mut stage.actions);
         stage.claim.handle(now, event, &mut actions);
+        // What ends is over before anybody else can hear of it, and take the resource.
+        let valid_until = stage.claim.valid_until().map_or(0, Instant::as_nanos);
+        self.valid_until.fetch_min(valid_until, Ordering::AcqRel);
         let mut wake = false;
         for action in actions.drain(..) {
             match action {
@@ -151,7 +159,12 @@ impl Live {
         match notice {
             Notice::Won => results.verdict = Some(Ok(())),
             Notice::Failed(failure) => results.verdict = Some(Err(failure)),
-            Notice::Extended(ticket, result) => results.extended.push((ticket, result)),
+            Notice::Extended(ticket, result) => {
+                // If nobody waits for it any more it is forgotten.
+                if let Some(place) = results.extending.iter_mut().find(|(waiting, _)| *waiting == ticket) {
+                    place.1 = Some(result);
+                }
+            }
             Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
             Notice::Released(outcome, report) => results.released = Some((outcome, report)),
             Notice::HeldLong => {
@@ -173,7 +186,7 @@ impl Live {
         }
         if let Some(kept) = stage.kept {
             stage.kept = (phase != Phase::Over).then_some(wake_at);
-            self.doors.keeper.reschedule(self, kept, stage.kept);
+            self.doors.keeper.reschedule(self, Some(kept), stage.kept);
         }
         let just_ended = phase >= Phase::Lost && !self.ended.swap(true, Ordering::AcqRel);
         just_ended || wake_at.as_nanos() < before
@@ -184,7 +197,7 @@ impl Live {
         self.on_stage(|stage| {
             let wake_at = stage.claim.wake_at();
             if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
-                self.doors.keeper.schedule(self, wake_at);
+                self.doors.keeper.reschedule(self, None, Some(wake_at));
                 stage.kept = Some(wake_at);
             }
         });
@@ -231,7 +244,11 @@ impl Live {
             tokio::select! {
                 biased;
                 () = told => {}
-                () = self.doors.clock.sleep_until(wake_at) => self.feed(Event::Tick),
+                () = self.doors.clock.sleep_until(wake_at) => {
+                    self.feed(Event::Tick);
+                    // The claim may be at work on another thread, and take the event in only then.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -243,13 +260,13 @@ impl Listener for Live {
     }
 }
 
-/// The duty to leave nothing behind: dropped, it releases or rolls back what the claim has.
+/// The duty to leave nothing behind: dropped, it gives back what the claim has, won or not.
 struct Duty<'a>(Option<&'a Arc<Live>>);
 
 impl Drop for Duty<'_> {
     fn drop(&mut self) {
         if let Some(live) = self.0.take() {
-            live.feed(Event::Release);
+            live.feed(Event::Abandon);
         }
     }
 }
@@ -278,18 +295,33 @@ pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
 
 /// Extends by hand.
 pub(crate) async fn extend(live: &Arc<Live>, ttl: Ttl) -> Result<(), ExtensionFailure> {
-    let ticket = Ticket(live.tickets.fetch_add(1, Ordering::Relaxed));
+    let waiting = Extending::begin(live);
+    let ticket = waiting.ticket;
     live.feed(Event::Extend { ticket, ttl });
     let mine = |results: &mut Results| {
-        let place = results.extended.iter().position(|(other, _)| *other == ticket)?;
-        Some(results.extended.swap_remove(place).1)
+        results.extending.iter_mut().find(|(other, _)| *other == ticket).and_then(|(_, result)| result.take())
     };
     live.wait_for(mine).await
 }
 
-/// Gives up what a claim has. Does not wait.
-pub(crate) fn let_go(live: &Arc<Live>) {
-    live.feed(Event::Release);
+/// Somebody who waits for an extension. Dropped, nobody does.
+struct Extending<'a> {
+    live: &'a Arc<Live>,
+    ticket: Ticket,
+}
+
+impl<'a> Extending<'a> {
+    fn begin(live: &'a Arc<Live>) -> Self {
+        let ticket = Ticket(live.tickets.fetch_add(1, Ordering::Relaxed));
+        lock(&live.results).extending.push((ticket, None));
+        Extending { live, ticket }
+    }
+}
+
+impl Drop for Extending<'_> {
+    fn drop(&mut self) {
+        lock(&self.live.results).extending.retain(|(other, _)| *other != self.ticket);
+    }
 }
 
 /// Releases, and waits until the outcome is decided: at the latest when the node timeout is over.

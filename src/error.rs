@@ -123,6 +123,8 @@ pub enum ExtendError {
     NoQuorum(Box<Report>),
     /// A majority confirmed, but when it was known here the new validity was over as well. Stop.
     TooLate,
+    /// The lease reaches to the end of [`hold_at_most`](crate::Mutex::hold_at_most) already, and stands.
+    Capped,
     /// The length was refused, before anything was sent. The old lease stands.
     Settings(SettingsError),
 }
@@ -135,6 +137,7 @@ impl fmt::Display for ExtendError {
                 with_report(f, "not extended: no majority of the nodes answered", Some(report))
             }
             ExtendError::TooLate => f.write_str("extended too late to be valid"),
+            ExtendError::Capped => f.write_str("hold_at_most allows no longer lease"),
             ExtendError::Settings(error) => error.fmt(f),
         }
     }

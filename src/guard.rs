@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::driver::{self, Live};
 use crate::error::{ExtendError, NotHeld, WithinError, with_report};
-use crate::protocol::claim::ExtensionFailure;
+use crate::protocol::claim::{Event, ExtensionFailure};
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::report::Report;
 use crate::protocol::settings::Terms;
@@ -59,12 +59,13 @@ impl Guard {
         within(&self.live, needed)
     }
 
-    /// A new lease of length `ttl` from now; never shorter than the one that stands. Renewals go on as before.
+    /// A new lease of length `ttl` from now; never shorter than the one that stands, and never beyond
+    /// [`hold_at_most`](crate::Mutex::hold_at_most). Renewals go on as before.
     ///
     /// # Errors
     ///
     /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`] and
-    /// [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Settings`] if `ttl` is above the `max_ttl` or not above
+    /// [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Capped`] if nothing can be added; [`ExtendError::Settings`] if `ttl` is above the `max_ttl` or not above
     /// drift plus margin.
     ///
     /// # Cancel safety
@@ -76,6 +77,7 @@ impl Guard {
         let ttl = self.terms.check_extension(ttl)?;
         driver::extend(&self.live, ttl).await.map_err(|failure| match failure {
             ExtensionFailure::Lost => ExtendError::Lost,
+            ExtensionFailure::Capped => ExtendError::Capped,
             ExtensionFailure::NoQuorum(report) => ExtendError::NoQuorum(Box::new(report)),
         })?;
         if self.is_valid() { Ok(()) } else { Err(ExtendError::TooLate) }
@@ -124,7 +126,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        driver::let_go(&self.live);
+        self.live.feed(Event::Release);
     }
 }
 

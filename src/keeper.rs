@@ -31,26 +31,25 @@ impl Keeper {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn schedule(&self, live: &Arc<Live>, due: Instant) {
-        let mut held = lock(&self.held);
-        held.insert((due, live.number), live.clone());
-        // Read under the lock: the task writes it under the same lock, before it goes to sleep.
-        let wake = due.as_nanos() < self.asleep_until.load(Ordering::Relaxed);
-        drop(held);
-        if wake {
-            self.earlier.notify_one();
-        }
-    }
-
-    /// Moves a claim to another moment, or lets it go.
-    pub(crate) fn reschedule(&self, live: &Arc<Live>, from: Instant, to: Option<Instant>) {
-        if to == Some(from) {
+    /// Keeps a claim from now on, moves it to another moment, or lets it go: in one step, so that whoever looks at what is
+    /// held sees it.
+    pub(crate) fn reschedule(&self, live: &Arc<Live>, from: Option<Instant>, to: Option<Instant>) {
+        if to == from {
             return;
         }
-        let former = lock(&self.held).remove(&(from, live.number));
-        match to {
-            Some(due) => self.schedule(live, due),
-            None => self.let_go.notify_waiters(),
+        let mut held = lock(&self.held);
+        let former = from.and_then(|from| held.remove(&(from, live.number)));
+        if let Some(due) = to {
+            held.insert((due, live.number), live.clone());
+        }
+        // Read under the lock: the task writes it under the same lock, before it goes to sleep.
+        let earlier = to.is_some_and(|due| due.as_nanos() < self.asleep_until.load(Ordering::Relaxed));
+        drop(held);
+        if earlier {
+            self.earlier.notify_one();
+        }
+        if to.is_none() {
+            self.let_go.notify_waiters();
         }
         drop(former);
     }

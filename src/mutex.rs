@@ -10,7 +10,7 @@ use crate::driver::{self, Defeat, Live};
 use crate::error::{AcquireError, Held, InspectError, RunError, SettingsError};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
-use crate::protocol::claim::{Claim, Why};
+use crate::protocol::claim::{Claim, Event, Why};
 use crate::protocol::command::{Command, Key, Signature};
 use crate::protocol::settings::{
     Renewal, Terms, Wishes, check_namespace, check_resource, check_signature, check_wait,
@@ -302,11 +302,12 @@ impl Mutex {
             won = driver::win(&live) => won,
         };
         match won {
-            Ok(()) => {
-                let guard = Guard::new(live, terms);
-                // A shutdown that has not seen this one held was closed before: then the guard is dropped here.
-                if self.core.is_closed() { Err(AcquireError::Closed) } else { Ok(guard) }
+            // A shutdown that has not seen this one held was closed before.
+            Ok(()) if self.core.is_closed() => {
+                live.feed(Event::Abandon);
+                Err(AcquireError::Closed)
             }
+            Ok(()) => Ok(Guard::new(live, terms)),
             Err(Defeat::TooLate(report)) => Err(AcquireError::TooLate(Box::new(report))),
             Err(Defeat::Failed(failure)) => {
                 let report = failure.report;

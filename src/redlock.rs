@@ -108,7 +108,8 @@ impl Redlock {
     /// for, at most for `patience`; those left are then lost to their holders, and released.
     ///
     /// When it returns, every release that was on its way has been answered or its node timeout is over, so the process may
-    /// end. What could not be released is named; it ends with its ttl.
+    /// end: what a node that is away could not be told ends with its ttl. A guard that is taken away has no time to stop its
+    /// holder, so give `patience` for that. Those that were are named.
     ///
     /// # Cancel safety
     ///

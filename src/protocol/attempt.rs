@@ -107,15 +107,25 @@ impl Attempt {
     /// Lets time pass: asks again where a pause is over, gives up at the deadline.
     pub fn pass(&mut self, (key, terms): (&Key, &Terms), now: Instant, out: &mut Vec<Action>) {
         if now >= self.round.deadline() {
-            self.round.give_up(now);
-            if let Some(order) = &mut self.order {
-                order.asked.iter_mut().for_each(|asked| asked.again_at = None);
-            }
-            return;
+            return self.give_up(now);
         }
         for node in self.due(now) {
             self.ask(node, key, terms.ttl, out);
         }
+    }
+
+    /// A node that said no, and was silent only when asked again, said no. It may yet carry out what it was asked last, so
+    /// a release is owed to it all the same.
+    fn give_up(&mut self, now: Instant) {
+        if let Some(order) = &mut self.order {
+            for (node, asked) in order.asked.iter_mut().enumerate() {
+                asked.again_at = None;
+                if asked.times > 1 {
+                    self.round.hear(node, Answer::Denied, now);
+                }
+            }
+        }
+        self.round.give_up(now);
     }
 
     fn due(&self, now: Instant) -> Vec<NodeIndex> {
@@ -156,6 +166,11 @@ impl Attempt {
             |node: NodeIndex| self.order.as_ref().is_some_and(|order| order.asked[node].again_at.is_some());
         let answers = self.round.answers().enumerate().filter(|(node, _)| !again(*node));
         answers.filter_map(|(_, answer)| answer).map(vote).collect()
+    }
+
+    /// How long the slowest node took that answered, if all were asked at once.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.order.is_none().then(|| self.round.slowest_answer()).flatten()
     }
 
     /// Undoes the attempt: a release wherever a key of it may stand, behind the SET on the same connection.

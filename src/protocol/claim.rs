@@ -13,7 +13,7 @@
 //!     └───────────── Looking                   Lost ────────────────┘
 //! ```
 //!
-//! Whoever drops the wish before it is won sends [`Event::Release`]: a resting claim just ends, an attempt is rolled back.
+//! Whoever drops the wish before it is won sends [`Event::Abandon`]: a resting claim just ends, an attempt is rolled back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +57,10 @@ pub enum Event {
         /// The length.
         ttl: Ttl,
     },
-    /// The wish is over: release what is held, roll back what is tried.
+    /// The holder is done: release what is held, roll back what is tried.
     Release,
+    /// Whoever wished is gone before having the lock in hand: nothing of it shall stay, not even for `hold_at_least`.
+    Abandon,
 }
 
 /// What the world is asked to do. Commands to one node are carried out in the order of the actions.
@@ -139,6 +141,8 @@ pub enum ExtensionFailure {
     Lost,
     /// Too few nodes answered. The old lease stands.
     NoQuorum(Report),
+    /// The lease reaches to the end of `hold_at_most` already.
+    Capped,
 }
 
 /// How a held lock was lost.
@@ -165,7 +169,7 @@ pub struct Claim {
     splits: u32,
     /// What the last failed attempt found.
     last_failure: Option<(Why, Round)>,
-    /// How long the last attempt took to be decided.
+    /// How long the nodes took to answer the last attempt that asked them all at once.
     round_trip: Duration,
 }
 
@@ -240,7 +244,8 @@ impl Claim {
             Event::Attempt(draw) => self.attempt(now, draw, out),
             Event::Answer { round, node, answer } => self.hear(now, round, node, answer, out),
             Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
-            Event::Release => self.release(now, out),
+            Event::Release => self.release(now, true, out),
+            Event::Abandon => self.release(now, false, out),
         }
     }
 
@@ -383,7 +388,7 @@ impl Claim {
         let State::Attempting(attempt) = std::mem::replace(&mut self.state, State::Ended(None)) else {
             return;
         };
-        self.round_trip = now.since(attempt.round.asked_at());
+        self.round_trip = attempt.round_trip().unwrap_or(self.round_trip);
         match decision {
             Decision::Won => self.won(now, *attempt, out),
             Decision::Failed | Decision::Pending => self.failed(now, *attempt, out),
@@ -488,11 +493,7 @@ impl Claim {
 
     fn why_unfinished(&mut self, now: Instant, unfinished: Option<Round>) -> (Why, Round) {
         let quorum = self.terms.quorum;
-        let votes = unfinished.unwrap_or_else(|| {
-            let mut unasked = Round::to_all(self.next_round(), quorum, now, Duration::ZERO);
-            unasked.give_up(now);
-            unasked
-        });
+        let votes = unfinished.unwrap_or_else(|| Round::to_nobody(self.next_round(), quorum, now));
         let silent = votes.tally().unknown > quorum.spare();
         (if silent { Why::NoQuorum } else { Why::Held { by: None } }, votes)
     }
@@ -501,6 +502,9 @@ impl Claim {
 
     fn extend(&mut self, now: Instant, ticket: Ticket, ttl: Ttl, out: &mut Vec<Action>) {
         match &mut self.state {
+            State::Held(hold) if hold.lease.is_capped() => {
+                out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Capped))));
+            }
             State::Held(hold) => {
                 hold.ask(ticket, ttl);
                 self.judge_extension(now, Verdict::Open, out);
@@ -548,12 +552,12 @@ impl Claim {
 
     // ── giving it back ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    fn release(&mut self, now: Instant, out: &mut Vec<Action>) {
+    fn release(&mut self, now: Instant, was_in_hand: bool, out: &mut Vec<Action>) {
         match std::mem::replace(&mut self.state, State::Ended(None)) {
             State::Resting { .. } | State::Drawing { .. } | State::Looking { .. } => {}
             State::Attempting(attempt) => attempt.roll_back((&self.key, &self.terms), out),
             State::Held(hold) => {
-                let linger = hold.linger(&self.terms, now);
+                let linger = if was_in_hand { hold.linger(&self.terms, now) } else { Ttl::ZERO };
                 self.release_everywhere(now, hold, linger, out);
             }
             State::Lost { hold, .. } => self.release_everywhere(now, hold, Ttl::ZERO, out),

@@ -46,9 +46,15 @@ impl Round {
         asked_at: Instant,
         patience: Duration,
     ) -> Self {
-        let mut heard = vec![Heard::NotAsked; quorum.nodes()];
-        heard[node] = Heard::Waiting;
-        Round { id, asked_at, deadline: asked_at + patience, heard: heard.into() }
+        let mut round = Round::to_nobody(id, quorum, asked_at);
+        round.heard[node] = Heard::Waiting;
+        round.deadline = asked_at + patience;
+        round
+    }
+
+    /// A round in which nobody was asked.
+    pub fn to_nobody(id: RoundId, quorum: Quorum, now: Instant) -> Self {
+        Round { id, asked_at: now, deadline: now, heard: vec![Heard::NotAsked; quorum.nodes()].into() }
     }
 
     /// Which round this is.
@@ -104,6 +110,15 @@ impl Round {
     /// What one node said.
     pub fn answer(&self, node: NodeIndex) -> Option<&Answer> {
         self.answers().nth(node).flatten()
+    }
+
+    /// How long the slowest node took that did answer.
+    pub fn slowest_answer(&self) -> Option<Duration> {
+        let answered = self.heard.iter().filter_map(|heard| match heard {
+            Heard::Answer(Answer::Unknown(_), _) | Heard::NotAsked | Heard::Waiting => None,
+            Heard::Answer(_, after) => Some(*after),
+        });
+        answered.max()
     }
 
     /// How many nodes satisfy `what`.

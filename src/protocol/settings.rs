@@ -111,7 +111,7 @@ impl Wishes {
             return Err(SettingsError::new("node_timeout", node_timeout, bound));
         }
         self.backoff.check()?;
-        self.check_renewal()?;
+        self.check_renewal(node_timeout)?;
         if self.hold_at_most <= self.margin {
             let bound = format_args!("above the margin of {:?}", self.margin);
             return Err(SettingsError::new("hold_at_most", self.hold_at_most, bound));
@@ -135,10 +135,15 @@ impl Wishes {
         })
     }
 
-    fn check_renewal(&self) -> Result<(), SettingsError> {
+    /// A renewal must have been answered before the loss would be signalled.
+    fn check_renewal(&self, node_timeout: Duration) -> Result<(), SettingsError> {
+        let lost_to_clocks = self.drift.allowance(Ttl::from_duration(self.ttl)).saturating_add(self.margin);
+        let latest = self.ttl.saturating_sub(lost_to_clocks).saturating_sub(node_timeout);
         match self.renewal {
-            Renewal::Every(pause) if pause < Duration::from_millis(1) || pause >= self.ttl => {
-                let bound = format_args!("at least 1ms and below the ttl of {:?}", self.ttl);
+            Renewal::Every(pause) if pause < Duration::from_millis(1) || pause > latest => {
+                let bound = format_args!(
+                    "at least 1ms and at most {latest:?}: ttl less drift, margin and node_timeout"
+                );
                 Err(SettingsError::new("renewal", pause, bound))
             }
             Renewal::Every(_) | Renewal::WhileHeld | Renewal::Never => Ok(()),
@@ -358,8 +363,8 @@ mod tests {
                 "backoff is 9ms, but must be the longest rest, at least the shortest of 10ms",
             ),
             (
-                Wishes { renewal: Renewal::Every(ms(10_000)), ..good() },
-                "renewal is 10s, but must be at least 1ms and below the ttl of 10s",
+                Wishes { renewal: Renewal::Every(ms(9_694)), ..good() },
+                "renewal is 9.694s, but must be at least 1ms and at most 9.693s: ttl less drift, margin and node_timeout",
             ),
             (
                 Wishes { hold_at_most: ms(5), ..good() },

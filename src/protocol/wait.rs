@@ -1,6 +1,7 @@
 //! How long a claim keeps trying, and how long it rests between two attempts. Jitter comes in as an argument.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ impl Backoff {
     }
 
     /// The rest after so many failed attempts (from 1), taken as it is, without jitter: `None` gives up. A rest of less
-    /// than a millisecond is one of a millisecond, so that the nodes are not asked without a pause.
+    /// than a millisecond is one of a millisecond, so that the nodes are not asked without a pause. A panic gives up, too.
     pub fn custom(rest: impl Fn(u32) -> Option<Duration> + Send + Sync + 'static) -> Self {
         Backoff { rests: Rests::Custom(Arc::new(rest)), attempts: u32::MAX }
     }
@@ -92,7 +93,11 @@ impl Backoff {
         }
         match &self.rests {
             Rests::Constant(longest) => Some(fraction(*longest, jitter)),
-            Rests::Custom(rest) => rest(failures).map(|rest| rest.max(Duration::from_millis(1))),
+            Rests::Custom(rest) => {
+                // It is the user's code, and runs wherever the last answer was heard: its panic must not reach further.
+                let rest = catch_unwind(AssertUnwindSafe(|| rest(failures))).unwrap_or(None);
+                rest.map(|rest| rest.max(Duration::from_millis(1)))
+            }
             Rests::Exponential { shortest, longest } => {
                 let doublings = failures.saturating_sub(1).min(31);
                 Some(fraction(shortest.saturating_mul(1 << doublings).min(*longest), jitter))

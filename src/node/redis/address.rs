@@ -86,7 +86,7 @@ impl Target {
         let mut targets: Vec<Target> = Vec::with_capacity(configs.len());
         for config in configs {
             let target = Target::parse(config)?;
-            if targets.iter().any(|other| other.name.eq_ignore_ascii_case(&target.name)) {
+            if targets.iter().any(|other| other.is_same(&target)) {
                 let bound = format_args!("named once: a server has one vote");
                 return Err(SettingsError::new("nodes", target.name, bound));
             }
@@ -124,6 +124,14 @@ impl Target {
         Ok(Target { info: info.set_redis_settings(login), name })
     }
 
+    /// Host names do not care for case, paths do.
+    fn is_same(&self, other: &Target) -> bool {
+        match self.info.addr() {
+            ConnectionAddr::Unix(_) => self.name == other.name,
+            _ => self.name.eq_ignore_ascii_case(&other.name),
+        }
+    }
+
     /// The address for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -134,25 +142,40 @@ impl Target {
     }
 }
 
-/// The address with `***` for a password, wherever one can stand: before the `@`, or as `pass=`.
+/// The address with `***` for a password, wherever one can stand, or where it stands by mistake: before the `@`, in the
+/// place of a port, or as `pass=`.
 fn without_password(address: &str) -> String {
     let start = address.find("://").map_or(0, |place| place + 3);
     let (scheme, rest) = address.split_at(start);
-    let rest = match rest.rsplit_once('@') {
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    let place = match place.rsplit_once('@') {
         Some((login, host)) => {
             let user = login.split_once(':').map_or("", |(user, _)| user);
-            format!("{user}:***@{host}")
+            format!("{user}:***@{}", with_a_port(host))
         }
-        None => rest.to_owned(),
+        None => with_a_port(place),
     };
-    let rest = match rest.split_once('?') {
-        Some((path, query)) => {
-            let parts = query.split('&').map(|part| if part.starts_with("pass") { "pass=***" } else { part });
-            format!("{path}?{}", parts.collect::<Vec<_>>().join("&"))
+    let hidden =
+        |part: &str| part.split_once('=').map_or_else(String::new, |(name, _)| format!("{name}=***"));
+    let shown = |part: &str| if part.starts_with("db=") { part.to_owned() } else { hidden(part) };
+    match query {
+        Some(query) => {
+            format!("{scheme}{place}?{}", query.split('&').map(shown).collect::<Vec<_>>().join("&"))
         }
-        None => rest,
+        None => format!("{scheme}{place}"),
+    }
+}
+
+/// `host:port/db`, with `***` for a port that is none: somebody may have left out the host behind a login.
+fn with_a_port(place: &str) -> String {
+    let (authority, path) = place.split_once('/').map_or((place, None), |(host, path)| (host, Some(path)));
+    let shown = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.bytes().all(|digit| digit.is_ascii_digit()) && !port.ends_with(']') => {
+            format!("{host}:***")
+        }
+        _ => authority.to_owned(),
     };
-    format!("{scheme}{rest}")
+    path.map_or(shown.clone(), |path| format!("{shown}/{path}"))
 }
 
 #[cfg(test)]
@@ -188,11 +211,15 @@ mod tests {
             ("redis://", "\"redis://\""),
             ("http://10.0.0.1", "\"http://10.0.0.1\""),
             ("10.0.0.1:99999", "\"10.0.0.1:99999\""),
-            ("redis://app:secret@:x", "\"redis://app:***@:x\""),
-            ("redis://secret@10.0.0.1:x", "\"redis://:***@10.0.0.1:x\""),
-            ("app:secret@10.0.0.1:x", "\"app:***@10.0.0.1:x\""),
-            ("redis://a:secret@b@10.0.0.1:x", "\"redis://a:***@10.0.0.1:x\""),
-            ("redis://10.0.0.1/secret?pass=secret&db=x", "\"redis://10.0.0.1/secret?pass=***&db=x\""),
+            ("redis://app:secret@:x", "\"redis://app:***@:***\""),
+            ("redis://secret@10.0.0.1:x", "\"redis://:***@10.0.0.1:***\""),
+            ("app:secret@10.0.0.1:x", "\"app:***@10.0.0.1:***\""),
+            ("redis://a:secret@b@10.0.0.1:x", "\"redis://a:***@10.0.0.1:***\""),
+            ("redis://:secret", "\"redis://:***\""),
+            ("redis://app:secret", "\"redis://app:***\""),
+            ("app:secret", "\"app:***\""),
+            ("http+unix:///p?user=app&pass=se@cret", "\"http+unix:///p?user=***&pass=***\""),
+            ("redis://10.0.0.1/x?pass=secret&db=x", "\"redis://10.0.0.1/x?pass=***&db=x\""),
             ("rediss://app:secret@10.0.0.1", "\"rediss://app:***@10.0.0.1\""),
         ] {
             let message = read(address).err().unwrap_or_default();
