@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A child with a directory of its own. Dropped, it is killed, also where it stands still, and waited for.
 pub struct Process {
     child: Child,
-    /// Kills the child if this process ends without having dropped it.
+    /// Kills the child and clears up if this process ends without having dropped it.
     watchdog: Child,
     directory: PathBuf,
 }
@@ -20,7 +20,7 @@ impl Process {
     pub fn start(port: u16) -> Self {
         let directory = new_directory();
         let child = spawn_server(port, &directory);
-        Process { watchdog: spawn_watchdog(&child), child, directory }
+        Process { watchdog: spawn_watchdog(&child, &directory), child, directory }
     }
 
     pub fn id(&self) -> u32 {
@@ -67,9 +67,9 @@ fn spawn_server(port: u16, directory: &Path) -> Child {
 }
 
 /// Its standard input is a pipe from this process, and ends when this process does, however that happens.
-fn spawn_watchdog(child: &Child) -> Child {
+fn spawn_watchdog(child: &Child, directory: &Path) -> Child {
     let mut command = Command::new("sh");
-    command.args(["-c", "read _; kill -KILL \"$0\"", &child.id().to_string()]);
+    command.args(["-c", r#"read _; kill -KILL "$0"; rm -r "$1""#, &child.id().to_string()]).arg(directory);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("a shell")
 }
