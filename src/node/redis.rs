@@ -263,7 +263,7 @@ impl Actor {
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
     async fn serve(&mut self, mut link: Link) -> Result<&'static str, Abandoned> {
-        let mut waiting: Vec<Job> = self.owed_jobs();
+        let mut waiting: Vec<Job> = self.owed_jobs(link.form);
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         let mut abandoned = false;
@@ -324,17 +324,12 @@ impl Actor {
         Ok(reason)
     }
 
-    fn owed_jobs(&mut self) -> Vec<Job> {
+    fn owed_jobs(&mut self, form: Form) -> Vec<Job> {
         let owed = self.owed.take(self.clock.now());
         if !owed.is_empty() {
             tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
         }
-        let job = |(command, owed_until)| Job {
-            command,
-            reply: Reply::to_nobody(),
-            form: Form::Hashed,
-            owed_until,
-        };
+        let job = |(command, owed_until)| Job { command, reply: Reply::to_nobody(), form, owed_until };
         owed.into_iter().map(job).collect()
     }
 
@@ -378,7 +373,7 @@ fn hand_out(batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
         match decode(&job.command, reply) {
             Read::Answer(answer) => job.reply.answer(answer),
             Read::NoScript => {
-                job.form = Form::Full;
+                job.form = Form::Again;
                 again.push(job);
             }
         }
