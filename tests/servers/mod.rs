@@ -27,11 +27,11 @@ pub struct Server {
 impl Server {
     /// Without TLS.
     pub fn plain() -> Self {
-        Server::start(|port| vec!["--port".to_owned(), port.to_string()])
+        Server::start_in(|_, port| vec!["--port".to_owned(), port.to_string()])
     }
 
-    /// With the arguments that make it listen on a port.
-    pub fn start(listen: impl Fn(u16) -> Vec<String>) -> Self {
+    /// With the arguments that make it listen on a port, and the files in its folder that they name.
+    pub fn start_in(listen: impl Fn(&Path, u16) -> Vec<String>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("redlock-{}-{number}", std::process::id()));
@@ -42,7 +42,7 @@ impl Server {
             let mut server = Server {
                 folder: folder.clone(),
                 port,
-                arguments: listen(port),
+                arguments: listen(&folder, port),
                 process: None,
                 admin: Mutex::default(),
             };
