@@ -101,7 +101,8 @@ impl RedlockBuilder {
         Ok(builder)
     }
 
-    /// Adds nodes: `host`, `host:port`, `redis://[user:password@]host[:port][/db]`, `redis+unix:///path[?db=..&user=..&pass=..]`.
+    /// Adds nodes: `host`, `host:port`, `redis://[user:password@]host[:port][/db]`, `redis+unix:///path[?db=..&user=..&pass=..]`;
+    /// with the feature `tls` also `rediss://[user:password@]host[:port][/db]`.
     /// All clients should name the same nodes in the same order; an odd number is best, one is fine.
     #[cfg(feature = "redis")]
     pub fn nodes<N: Into<NodeConfig>>(mut self, nodes: impl IntoIterator<Item = N>) -> Self {

@@ -6,6 +6,8 @@
 //! first when the connection is back, and what a server refused for want of a script is sent again with the script.
 
 mod address;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -234,7 +236,7 @@ impl Actor {
 
     /// One attempt to connect. Only during the very first do commands wait for it.
     async fn connect(&mut self) -> Result<Result<Link, State>, Abandoned> {
-        let attempt = timeout(self.timeouts.connect, establish(self.target.info().clone(), self.timeouts));
+        let attempt = timeout(self.timeouts.connect, establish(self.target.clone(), self.timeouts));
         let is_first = matches!(*self.state.borrow(), State::Connecting);
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
         let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
@@ -282,7 +284,7 @@ impl Actor {
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
     async fn serve(&mut self, mut link: Link) -> Result<&'static str, Abandoned> {
-        let mut waiting: Vec<Job> = self.owed_jobs();
+        let mut waiting: Vec<Job> = self.owed_jobs(link.form);
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         let mut abandoned = false;
@@ -343,17 +345,12 @@ impl Actor {
         Ok(reason)
     }
 
-    fn owed_jobs(&mut self) -> Vec<Job> {
+    fn owed_jobs(&mut self, form: Form) -> Vec<Job> {
         let owed = self.owed.take(self.clock.now());
         if !owed.is_empty() {
             tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
         }
-        let job = |(command, owed_until)| Job {
-            command,
-            reply: Reply::to_nobody(),
-            form: Form::Hashed,
-            owed_until,
-        };
+        let job = |(command, owed_until)| Job { command, reply: Reply::to_nobody(), form, owed_until };
         owed.into_iter().map(job).collect()
     }
 
@@ -397,7 +394,7 @@ fn hand_out(batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
         match decode(&job.command, reply) {
             Read::Answer(answer) => job.reply.answer(answer),
             Read::NoScript => {
-                job.form = Form::Full;
+                job.form = Form::Again;
                 again.push(job);
             }
         }
@@ -406,19 +403,23 @@ fn hand_out(batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
 }
 
 /// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
-async fn establish(info: redis::ConnectionInfo, timeouts: Timeouts) -> Result<Link, String> {
-    let login = info.redis_settings().clone();
-    match info.addr() {
+async fn establish(target: Target, timeouts: Timeouts) -> Result<Link, String> {
+    let login = target.info().redis_settings();
+    match target.info().addr() {
         ConnectionAddr::Tcp(host, port) => {
             let stream =
                 TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
             tune(&stream, timeouts).map_err(|error| error.to_string())?;
-            shake_hands(&login, stream).await
+            #[cfg(feature = "tls")]
+            if let Some(tls) = target.tls() {
+                return shake_hands(login, tls.over(stream).await?).await;
+            }
+            shake_hands(login, stream).await
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => {
             let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| error.to_string())?;
-            shake_hands(&login, stream).await
+            shake_hands(login, stream).await
         }
         _ => Err("an address of a kind that this build does not support".to_owned()),
     }

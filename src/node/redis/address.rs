@@ -5,6 +5,8 @@ use std::fmt;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
+#[cfg(feature = "tls")]
+use super::tls::{Certificates, ClientPem, Tls};
 use crate::protocol::settings::SettingsError;
 
 /// One node: its address, and what does not belong into a URL.
@@ -21,12 +23,21 @@ pub struct NodeConfig {
     username: Option<String>,
     password: Option<String>,
     database: Option<i64>,
+    #[cfg(feature = "tls")]
+    certificates: Certificates,
 }
 
 impl NodeConfig {
     /// A node at an address, as [`nodes`](crate::RedlockBuilder::nodes) takes it. Checked when the builder connects.
     pub fn new(address: impl Into<String>) -> Self {
-        NodeConfig { address: address.into(), username: None, password: None, database: None }
+        NodeConfig {
+            address: address.into(),
+            username: None,
+            password: None,
+            database: None,
+            #[cfg(feature = "tls")]
+            certificates: Certificates::default(),
+        }
     }
 
     /// The ACL user to log in as, instead of the one in the address.
@@ -44,6 +55,25 @@ impl NodeConfig {
     /// The number of the database, instead of the one in the address; 0 by default. Must be the same for all clients.
     pub fn database(mut self, database: u32) -> Self {
         self.database = Some(database.into());
+        self
+    }
+
+    /// The certificate authorities to trust, in PEM, instead of those that the machine trusts. The address must be
+    /// `rediss://`.
+    ///
+    /// The server's certificate must be signed by one of them, and be valid for the host in the address.
+    #[cfg(feature = "tls")]
+    pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.certificates.authorities = Some(pem.as_ref().into());
+        self
+    }
+
+    /// The certificate to show to a server that asks for one, with those that lead to its authority behind it, and its
+    /// private key (PKCS #8, PKCS #1 or SEC 1): both in PEM. The address must be `rediss://`.
+    #[cfg(feature = "tls")]
+    pub fn client_certificate(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.certificates.client =
+            Some(ClientPem { chain: certificate.as_ref().into(), key: key.as_ref().into() });
         self
     }
 }
@@ -64,17 +94,22 @@ impl fmt::Debug for NodeConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut config = f.debug_struct("NodeConfig");
         config.field("address", &without_password(&self.address)).field("username", &self.username);
+        config.field("password", &self.password.as_ref().map(|_| "***")).field("database", &self.database);
+        #[cfg(feature = "tls")]
         config
-            .field("password", &self.password.as_ref().map(|_| "***"))
-            .field("database", &self.database)
-            .finish()
+            .field("ca_certificate", &self.certificates.authorities.as_ref().map(|_| ".."))
+            .field("client_certificate", &self.certificates.client.as_ref().map(|_| "***"));
+        config.finish()
     }
 }
 
 /// A node that can be connected to.
+#[derive(Clone)]
 pub(crate) struct Target {
     info: ConnectionInfo,
     name: String,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl Target {
@@ -96,13 +131,16 @@ impl Target {
     }
 
     fn parse(config: &NodeConfig) -> Result<Target, SettingsError> {
-        let refused =
-            |bound: fmt::Arguments<'_>| SettingsError::new("nodes", without_password(&config.address), bound);
-        const FORMS: &str = "host, host:port, redis://host:port/db or redis+unix:///path";
-        let address = config.address.trim();
-        let url = if address.contains("://") { address.to_owned() } else { format!("redis://{address}") };
-        if url.starts_with("rediss://") || url.starts_with("valkeys://") {
-            return Err(refused(format_args!("without TLS, which this build does not have")));
+        let shown = without_password(&config.address);
+        let refused = |bound: fmt::Arguments<'_>| SettingsError::new("nodes", shown.as_str(), bound);
+        const FORMS: &str =
+            "host, host:port, redis://host:port/db, rediss://host:port/db or redis+unix:///path";
+        let (url, secure) = without_tls(config.address.trim());
+        if secure && cfg!(not(feature = "tls")) {
+            return Err(refused(format_args!("without TLS: this build lacks the feature `tls`")));
+        }
+        if secure && url.contains('#') {
+            return Err(refused(format_args!("without a fragment: certificates are always checked")));
         }
         // The crate's own message may repeat the address, and with it a password.
         let info = url.as_str().into_connection_info().map_err(|_| refused(format_args!("{FORMS}")))?;
@@ -121,7 +159,18 @@ impl Target {
         if let Some(database) = config.database {
             login = login.set_db(database);
         }
-        Ok(Target { info: info.set_redis_settings(login), name })
+        #[cfg(feature = "tls")]
+        let tls = match info.addr() {
+            ConnectionAddr::Tcp(host, _) if secure => Some(Tls::read(host, &shown, &config.certificates)?),
+            _ if config.certificates.is_empty() => None,
+            _ => return Err(refused(format_args!("rediss://, since it is given certificates"))),
+        };
+        Ok(Target {
+            info: info.set_redis_settings(login),
+            name,
+            #[cfg(feature = "tls")]
+            tls,
+        })
     }
 
     /// Host names do not care for case, paths do.
@@ -139,6 +188,21 @@ impl Target {
 
     pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+}
+
+/// The address as a URL, and whether it asks for TLS: that is not the business of whoever reads it on.
+fn without_tls(address: &str) -> (String, bool) {
+    let secure = |scheme: &str| ["rediss", "valkeys"].iter().any(|name| scheme.eq_ignore_ascii_case(name));
+    match address.split_once("://") {
+        Some((scheme, rest)) if secure(scheme) => (format!("redis://{rest}"), true),
+        Some(_) => (address.to_owned(), false),
+        None => (format!("redis://{address}"), false),
     }
 }
 
@@ -182,6 +246,19 @@ fn with_a_port(place: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Made for these tests; its key is thrown away.
+    #[cfg(feature = "tls")]
+    const A_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBcDCCARWgAwIBAgIUSUO+OWzT5lcFwwFVmLqlAGXmvoUwCgYIKoZIzj0EAwIw\n\
+        DDEKMAgGA1UEAwwBYTAgFw0yNjExMjEwMTUyMDFaGA8yMTI2MTAyODAxNTIwMVow\n\
+        DDEKMAgGA1UEAwwBYTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABMjGVyBB+wmR\n\
+        OR9KgXHCY+6s1IZpUkC1vuwFO212gGfhkxos/ENfDcuFKCKe9PWsuk+ZG6YCfA6c\n\
+        gwRtXKITkOejUzBRMB0GA1UdDgQWBBRV7alrBjucNNm54z7uauQXO4PToTAfBgNV\n\
+        HSMEGDAWgBRV7alrBjucNNm54z7uauQXO4PToTAPBgNVHRMBAf8EBTADAQH/MAoG\n\
+        CCqGSM49BAMCA0kAMEYCIQCv6TbbkNi3RYFJS+myyDiRMcANfoJi2kpDmAzHcuUh\n\
+        8gIhAJV9CEBYBHfTrc6BVkAYs9Q3q4gtJBjXyEagfQgjHSZl\n\
+        -----END CERTIFICATE-----\n";
+
     fn read(address: &str) -> Result<Target, String> {
         Target::parse(&NodeConfig::new(address)).map_err(|error| error.to_string())
     }
@@ -220,7 +297,6 @@ mod tests {
             ("app:secret", "\"app:***\""),
             ("http+unix:///p?user=app&pass=se@cret", "\"http+unix:///p?user=***&pass=***\""),
             ("redis://10.0.0.1/x?pass=secret&db=x", "\"redis://10.0.0.1/x?pass=***&db=x\""),
-            ("rediss://app:secret@10.0.0.1", "\"rediss://app:***@10.0.0.1\""),
         ] {
             let message = read(address).err().unwrap_or_default();
             assert!(message.starts_with(&format!("nodes is {shown}, but must be ")), "{address}: {message}");
@@ -228,13 +304,93 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "tls"))]
+    fn tls_is_refused_by_a_build_without_it() {
+        for scheme in ["rediss", "valkeys", "REDISS"] {
+            let message = read(&format!("{scheme}://app:secret@10.0.0.1")).err().unwrap_or_default();
+            let expected = format!(
+                "nodes is \"{scheme}://app:***@10.0.0.1\", but must be without TLS: this build lacks the feature `tls`"
+            );
+            assert_eq!(message, expected);
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn tls_is_for_those_who_name_it_and_is_never_weakened() {
+        let secure = |config: NodeConfig| {
+            let read = Target::parse(&config.ca_certificate(A_CERTIFICATE));
+            read.map(|target| (target.name.clone(), target.tls.is_some())).map_err(|error| error.to_string())
+        };
+        for scheme in ["rediss", "valkeys", "REDISS"] {
+            let config = NodeConfig::new(format!("{scheme}://app:secret@[::1]:6390/3"));
+            assert_eq!(secure(config), Ok(("::1:6390".to_owned(), true)), "{scheme}");
+        }
+        for (address, expected) in [
+            (
+                "rediss://:secret@a/#insecure",
+                "nodes is \"rediss://:***@a/#insecure\", but must be without a fragment: certificates are always checked",
+            ),
+            ("a:1", "nodes is \"a:1\", but must be rediss://, since it is given certificates"),
+            (
+                "redis+unix:///a.sock?pass=secret",
+                "nodes is \"redis+unix:///a.sock?pass=***\", but must be rediss://, since it is given certificates",
+            ),
+            ("rediss://a..b:1", "nodes is \"rediss://a..b:1\", but must be at a host name or an IP address"),
+        ] {
+            assert_eq!(secure(NodeConfig::new(address)), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn bad_pem_is_refused_and_not_shown() {
+        const READABLE: &str = "PEM of at least 1 certificate, all readable";
+        const CUT: &str = "-----BEGIN CERTIFICATE-----\nsecret\n";
+        const NO_DER: &str = "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n";
+        const NO_KEY: &str = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
+        let node = || NodeConfig::new("rediss://:secret@a");
+        let with_client = |certificate: &str, key: &str| {
+            node().ca_certificate(A_CERTIFICATE).client_certificate(certificate, key)
+        };
+        for (config, field, bound) in [
+            (node().ca_certificate("secret"), "ca_certificate", READABLE),
+            (node().ca_certificate(CUT), "ca_certificate", READABLE),
+            (node().ca_certificate(NO_DER), "ca_certificate", READABLE),
+            (node().ca_certificate(format!("{A_CERTIFICATE}{NO_DER}")), "ca_certificate", READABLE),
+            (node().ca_certificate(NO_KEY), "ca_certificate", READABLE),
+            (with_client("secret", NO_KEY), "client_certificate", READABLE),
+            (with_client(A_CERTIFICATE, ""), "client_certificate", "given with PEM of a private key"),
+            (
+                with_client(A_CERTIFICATE, A_CERTIFICATE),
+                "client_certificate",
+                "given with PEM of a private key",
+            ),
+            (
+                with_client(A_CERTIFICATE, NO_KEY),
+                "client_certificate",
+                "given with the private key that belongs to it, both readable",
+            ),
+        ] {
+            let error = Target::parse(&config).err().expect("refused");
+            assert_eq!(error.field(), field);
+            assert!(error.bound().starts_with(bound), "{error}");
+            assert!(error.value().contains(" bytes for rediss://:***@a"), "{error}");
+            for shown in [format!("{config:?}"), format!("{error} {error:?}")] {
+                assert!(!shown.contains("secret") && !shown.contains("c2VjcmV0"), "{shown}");
+            }
+        }
+    }
+
+    #[test]
     fn what_the_config_says_wins_over_the_address_and_is_not_printed() {
-        let config = NodeConfig::new("redis://a:one@10.0.0.1/1").username("b").password("two").database(2);
+        let config =
+            NodeConfig::new("redis://a:first@10.0.0.1/1").username("b").password("second").database(2);
         let target = Target::parse(&config).expect("readable");
         let login = target.info.redis_settings();
-        assert_eq!((login.username(), login.password(), login.db()), (Some("b"), Some("two"), 2));
+        assert_eq!((login.username(), login.password(), login.db()), (Some("b"), Some("second"), 2));
         let shown = format!("{config:?}");
-        assert!(!shown.contains("one") && !shown.contains("two"), "{shown}");
+        assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
     }
 
     #[test]

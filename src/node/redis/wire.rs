@@ -41,8 +41,10 @@ pub(super) static SCRIPTS: [&Script; 4] = [&EXTEND, &RELEASE, &INSPECT, &REMOVE]
 pub(super) enum Form {
     /// By its hash: the server has it.
     Hashed,
-    /// In full: the server had lost it, or does not let us load it.
+    /// In full: the server does not let us load it.
     Full,
+    /// In full, because the server had lost it: this is the second time that the command is sent.
+    Again,
 }
 
 /// The command on the wire.
@@ -54,9 +56,8 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
             set
         }
         Command::Extend { key, value, ttl, heal } => {
-            // Sent in full, it is sent a second time, and a release may have been queued since: then a missing key must
-            // not be set again.
-            let heal = *heal && form == Form::Hashed;
+            // Since it was sent for the first time a release may have been queued: then a missing key must not be set again.
+            let heal = *heal && form != Form::Again;
             let mut extend = call(&EXTEND, form, key.as_bytes());
             extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(heal));
             extend
@@ -72,15 +73,12 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
 }
 
 fn call(script: &Script, form: Form, key: &[u8]) -> Cmd {
-    let mut call = match form {
-        Form::Hashed => redis::cmd("EVALSHA"),
-        Form::Full => redis::cmd("EVAL"),
+    let (name, body) = match form {
+        Form::Hashed => ("EVALSHA", script.hash()),
+        Form::Full | Form::Again => ("EVAL", script.text),
     };
-    match form {
-        Form::Hashed => call.arg(script.hash()),
-        Form::Full => call.arg(script.text),
-    };
-    call.arg(1).arg(key);
+    let mut call = redis::cmd(name);
+    call.arg(body).arg(1).arg(key);
     call
 }
 
@@ -166,12 +164,10 @@ mod tests {
     #[test]
     fn a_repeated_extension_does_not_heal() {
         let [_, extend, ..] = commands();
-        assert!(
-            text(&extend, Form::Hashed).trim_end().ends_with("1000 1"),
-            "{}",
-            text(&extend, Form::Hashed)
-        );
-        assert!(text(&extend, Form::Full).trim_end().ends_with("1000 0"), "{}", text(&extend, Form::Full));
+        for (form, end) in [(Form::Hashed, "1000 1"), (Form::Full, "1000 1"), (Form::Again, "1000 0")] {
+            let sent = text(&extend, form);
+            assert!(sent.trim_end().ends_with(end), "{form:?}: {sent}");
+        }
     }
 
     #[test]
