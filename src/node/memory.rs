@@ -39,7 +39,7 @@ impl MemoryNode {
         let now = self.clock.now();
         let mut state = lock(&self.state);
         state.stopped = false;
-        for (release, _) in state.owed.take(now) {
+        for (release, _) in state.owed.take(usize::MAX, now) {
             state.store.apply(now, &release);
         }
     }

@@ -39,13 +39,33 @@ impl Owed {
         self.releases.push_back(OwedRelease { key, value, until });
     }
 
-    /// All that is still worth sending, in the order in which it was remembered: the commands, and until when each is owed.
-    pub(super) fn take(&mut self, now: Instant) -> Vec<(Command, Instant)> {
-        let due = self.releases.drain(..).filter(|release| now < release.until);
-        due.map(|OwedRelease { key, value, until }| {
-            (Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO }, until)
-        })
-        .collect()
+    /// What is still worth sending, at most `most`, in the order in which it was remembered: the commands, and until when
+    /// each is owed.
+    pub(super) fn take(&mut self, most: usize, now: Instant) -> Vec<(Command, Instant)> {
+        let mut taken = Vec::new();
+        while taken.len() < most {
+            let Some(OwedRelease { key, value, until }) = self.releases.pop_front() else { break };
+            if now < until {
+                let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO };
+                taken.push((command, until));
+            }
+        }
+        taken
+    }
+
+    /// How many are remembered.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub(super) fn len(&self) -> usize {
+        self.releases.len()
+    }
+
+    /// Whether nothing is owed any more.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub(super) fn is_empty(&mut self, now: Instant) -> bool {
+        while self.releases.front().is_some_and(|release| now >= release.until) {
+            self.releases.pop_front();
+        }
+        self.releases.is_empty()
     }
 }
 
@@ -77,8 +97,17 @@ mod tests {
         owed.remember(release(1), at(10), at(0));
         owed.remember(release(2), at(11), at(0));
         owed.remember(release(3), at(5), at(5));
-        assert_eq!(owed.take(at(10)), [(release(2), at(11))]);
-        assert!(owed.take(at(0)).is_empty());
+        assert_eq!(owed.take(9, at(10)), [(release(2), at(11))]);
+        assert!(owed.take(9, at(0)).is_empty());
+    }
+
+    #[test]
+    fn it_is_taken_in_pieces_and_is_empty_when_all_has_expired() {
+        let mut owed = Owed::default();
+        (0..3).for_each(|number| owed.remember(release(number), at(10), at(0)));
+        assert_eq!(owed.take(2, at(0)).len(), 2);
+        assert!(!owed.is_empty(at(9)));
+        assert!(owed.is_empty(at(10)));
     }
 
     #[test]
@@ -87,14 +116,14 @@ mod tests {
         let ttl = Ttl::from_duration(Duration::from_secs(1));
         let mut owed = Owed::default();
         owed.remember(Command::Acquire { key, value, ttl }, at(10), at(0));
-        assert!(owed.take(at(0)).is_empty());
+        assert!(owed.take(9, at(0)).is_empty());
     }
 
     #[test]
     fn the_oldest_are_let_go_beyond_the_bound() {
         let mut owed = Owed::default();
         (0..MOST + 2).for_each(|number| owed.remember(release(number), at(10), at(0)));
-        let kept = owed.take(at(0));
+        let kept = owed.take(usize::MAX, at(0));
         assert_eq!((kept.len(), &kept[0].0), (MOST, &release(2)));
     }
 }

@@ -31,7 +31,7 @@ use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::{Owed, owed_until};
 use super::{Node, Reply};
 use crate::clock::Clock;
-use crate::protocol::command::{Answer, Command, Unknown};
+use crate::protocol::command::{Answer, Command, Refusal, Unknown};
 use crate::protocol::time::Instant;
 use crate::protocol::wait::Backoff;
 use crate::sync::lock;
@@ -144,7 +144,16 @@ impl RedisNode {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (state, watched) = watch::channel(State::Connecting);
         let owed = Owed::default();
-        let actor = Actor { target, timeouts, clock: clock.clone(), identities, inbox, owed, state };
+        let actor = Actor {
+            target,
+            timeouts,
+            clock: clock.clone(),
+            identities,
+            inbox,
+            owed,
+            abandoned: false,
+            state,
+        };
         runtime.spawn(actor.run());
         (Arc::new(RedisNode { jobs, clock }), watched)
     }
@@ -165,6 +174,8 @@ struct Actor {
     identities: Arc<Identities>,
     inbox: mpsc::UnboundedReceiver<Job>,
     owed: Owed,
+    /// No handle is left: no more commands will come.
+    abandoned: bool,
     state: watch::Sender<State>,
 }
 
@@ -189,7 +200,7 @@ struct Batch {
     sent_at: Timer,
 }
 
-/// No handle is left, and nothing is on its way: the task ends.
+/// No handle is left, nothing is on its way, and nothing is owed: the task ends.
 struct Abandoned;
 
 impl Actor {
@@ -261,16 +272,19 @@ impl Actor {
         }
     }
 
-    /// Refuses commands until `what` is done.
+    /// Refuses commands until `what` is done. What is owed keeps the task alive when all handles are gone.
     async fn refusing<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Abandoned> {
         let mut what = std::pin::pin!(what);
         loop {
+            if self.abandoned && self.owed.is_empty(self.clock.now()) {
+                return Err(Abandoned);
+            }
             tokio::select! {
                 biased;
                 done = &mut what => return Ok(done),
-                job = self.inbox.recv() => match job {
+                job = self.inbox.recv(), if !self.abandoned => match job {
                     Some(job) => self.fail(job, Unknown::NotConnected),
-                    None => return Err(Abandoned),
+                    None => self.abandoned = true,
                 },
             }
         }
@@ -284,18 +298,28 @@ impl Actor {
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
     async fn serve(&mut self, mut link: Link) -> Result<&'static str, Abandoned> {
-        let mut waiting: Vec<Job> = self.owed_jobs(link.form);
+        let mut waiting: Vec<Job> = Vec::new();
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
-        let mut abandoned = false;
+        let mut lost = false;
         let patience = self.timeouts.node * TIMEOUTS_IN_A_ROW;
+        let mut heard_at = Timer::now();
         let mut alarm = std::pin::pin!(sleep(Duration::ZERO));
         let mut alarm_is_set = false;
+        // What the server refuses to release is asked for again after a pause.
+        let mut ask_again = std::pin::pin!(sleep(Duration::ZERO));
+        let mut to_ask = self.owed.len();
 
-        let mut lost = false;
         let reason = loop {
-            if !waiting.is_empty() && batches.len() < MOST_BATCHES && !lost {
-                let jobs = std::mem::take(&mut waiting);
+            while batches.len() < MOST_BATCHES && !lost {
+                if waiting.is_empty() {
+                    waiting = self.owed_jobs(to_ask.min(MOST_COMMANDS), link.form);
+                    to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
+                }
+                if waiting.is_empty() {
+                    break;
+                }
+                let jobs: Vec<Job> = waiting.drain(..waiting.len().min(MOST_COMMANDS)).collect();
                 answers.push_back(send(&link, &jobs));
                 batches.push_back(Batch { jobs, sent_at: Timer::now() });
                 if !alarm_is_set {
@@ -306,36 +330,42 @@ impl Actor {
             if lost && batches.is_empty() {
                 break "connection lost";
             }
-            if abandoned && batches.is_empty() {
+            if self.abandoned && batches.is_empty() && self.owed.is_empty(self.clock.now()) {
                 return Err(Abandoned);
             }
             tokio::select! {
                 biased;
-                Some(answered) = answers.next(), if !batches.is_empty() => {
-                    let batch = batches.pop_front().expect("a batch for each answer");
-                    match answered {
-                        Ok(replies) => waiting.extend(hand_out(batch, replies)),
-                        Err(_) => {
-                            batches.push_front(batch);
-                            break "connection lost";
-                        }
-                    }
-                }
                 // What was answered before the end is still handed out.
                 () = &mut link.driver, if !lost => lost = true,
+                Some(answered) = answers.next(), if !batches.is_empty() => {
+                    heard_at = Timer::now();
+                    let batch = batches.pop_front().expect("a batch for each answer");
+                    let Ok(replies) = answered else {
+                        batches.push_front(batch);
+                        break "connection lost";
+                    };
+                    waiting.extend(self.hand_out(batch, replies));
+                    if self.owed.len() > to_ask && ask_again.is_elapsed() {
+                        ask_again.as_mut().reset(Timer::now() + self.timeouts.node);
+                    }
+                }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS),
-                    if !abandoned && !lost && batches.len() < MOST_BATCHES =>
+                    if !self.abandoned && !lost && batches.len() < MOST_BATCHES =>
                 {
                     waiting.iter_mut().filter(|job| job.form == Form::Hashed).for_each(|job| job.form = link.form);
-                    abandoned = received == 0;
+                    self.abandoned = received == 0;
                 }
+                () = &mut ask_again, if !ask_again.is_elapsed() => to_ask = self.owed.len(),
                 () = &mut alarm, if alarm_is_set => match batches.front() {
                     None => alarm_is_set = false,
-                    Some(oldest) if oldest.sent_at.elapsed() >= patience => {
-                        self.farewell(&mut link, &mut waiting).await;
-                        break "no answer for three node timeouts";
+                    Some(oldest) => {
+                        let silent_since = oldest.sent_at.max(heard_at);
+                        if silent_since.elapsed() >= patience {
+                            self.farewell(&mut link, &mut waiting).await;
+                            break "no answer for three node timeouts";
+                        }
+                        alarm.as_mut().reset(silent_since + patience);
                     }
-                    Some(oldest) => alarm.as_mut().reset(oldest.sent_at + patience),
                 },
             }
         };
@@ -345,8 +375,26 @@ impl Actor {
         Ok(reason)
     }
 
-    fn owed_jobs(&mut self, form: Form) -> Vec<Job> {
-        let owed = self.owed.take(self.clock.now());
+    /// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full.
+    /// A release that it refused for another reason is still owed.
+    fn hand_out(&mut self, batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
+        let mut again = Vec::new();
+        for (mut job, reply) in batch.jobs.into_iter().zip(replies) {
+            match decode(&job.command, reply) {
+                Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
+                Read::Answer(answer) => job.reply.answer(answer),
+                Read::NoScript => {
+                    job.form = Form::Again;
+                    again.push(job);
+                }
+            }
+        }
+        again
+    }
+
+    /// So many of the releases that are owed, at most.
+    fn owed_jobs(&mut self, most: usize, form: Form) -> Vec<Job> {
+        let owed = self.owed.take(most, self.clock.now());
         if !owed.is_empty() {
             tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
         }
@@ -387,21 +435,6 @@ fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Ve
     async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }
 }
 
-/// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full.
-fn hand_out(batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
-    let mut again = Vec::new();
-    for (mut job, reply) in batch.jobs.into_iter().zip(replies) {
-        match decode(&job.command, reply) {
-            Read::Answer(answer) => job.reply.answer(answer),
-            Read::NoScript => {
-                job.form = Form::Again;
-                again.push(job);
-            }
-        }
-    }
-    again
-}
-
 /// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
 async fn establish(target: Target, timeouts: Timeouts) -> Result<Link, String> {
     let login = target.info().redis_settings();
@@ -428,6 +461,10 @@ async fn establish(target: Target, timeouts: Timeouts) -> Result<Link, String> {
 /// Small commands at once, and a peer that is gone noticed by the kernel too.
 fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
     use rustix::net::sockopt;
+    // While nobody listens on a local port, a socket that tries to connect to it may be given this very port.
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(std::io::Error::other("connected to itself: nobody listens there"));
+    }
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(10))?;
@@ -465,11 +502,22 @@ where
     };
     let mut replies = replies.into_iter();
     let (hello, info) = (replies.next().unwrap_or(Wire::Nil), replies.next().unwrap_or(Wire::Nil));
-    let loaded = replies.all(|reply| !matches!(reply, Wire::ServerError(_)));
+    let refusals: Vec<_> = replies.filter_map(|reply| refusal(&reply)).collect();
+    // It would refuse the releases that go first on a new connection as well.
+    if let Some(refusal) = refusals.iter().find(|refusal| refusal.is_passing()) {
+        return Err(refusal.to_string());
+    }
     // A user that may not load scripts may still send them in full.
-    let form = if loaded { Form::Hashed } else { Form::Full };
+    let form = if refusals.is_empty() { Form::Hashed } else { Form::Full };
     let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
     Ok(Link { connection, driver, form, role, mode, run_id: run_id(info) })
+}
+
+fn refusal(reply: &Wire) -> Option<Refusal> {
+    match reply {
+        Wire::ServerError(error) => Some(Refusal::from_code(error.code())),
+        _ => None,
+    }
 }
 
 /// A field in the reply to HELLO.

@@ -267,6 +267,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the server refuses everybody everything for now, and will stop to by itself.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Refusal::Loading | Refusal::Busy)
+    }
+
     /// The refusal that an error code stands for.
     pub fn from_code(code: &str) -> Self {
         match code {
