@@ -100,7 +100,10 @@ async fn the_documented_rights_are_enough() {
     let redlock = as_locks(&servers).connect().await.expect("a majority");
     a_whole_life(&redlock, &servers).await;
     for server in &servers {
-        assert_eq!(server.ask("ACL LOG"), redis::Value::Array(Vec::new()), "nothing was refused on the way");
+        let redis::Value::Array(refused) = server.ask("ACL LOG") else { panic!("a list") };
+        // What newer servers are told about the client's library is not needed.
+        let refused: Vec<_> = refused.iter().map(|entry| format!("{entry:?}")).collect();
+        assert!(refused.iter().all(|entry| entry.contains("client|setinfo")), "{refused:?}");
     }
 }
 

@@ -49,6 +49,7 @@ impl Server {
             if server.try_restart() {
                 return server;
             }
+            // Its folder is for the next.
             std::mem::forget(server);
         }
         panic!("no server came up: {}", std::fs::read_to_string(folder.join("log")).unwrap_or_default());
