@@ -243,7 +243,9 @@ impl RedlockBuilder {
                 let timeouts = Timeouts { connect, node: terms.node_timeout };
                 warn_if_even(targets.len());
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts);
-                let reached = Reached { states, names, patience: timeouts.connect, grace: timeouts.node };
+                // A little more than an attempt takes, so that its reason is known.
+                let patience = timeouts.connect + timeouts.node;
+                let reached = Reached { states, names, patience, grace: timeouts.node };
                 let doors = open_doors(&runtime()?, nodes.into(), Arc::new(SystemClock));
                 Ok((self.open(doors, terms, holder), reached))
             }

@@ -216,3 +216,15 @@ async fn a_shutdown_waits_for_guards_that_are_about_to_be_released() {
     assert_eq!(release.outcome, ReleaseOutcome::Released);
     assert!(cluster.ours().await.is_empty(), "answered before it returns");
 }
+
+#[tokio::test]
+async fn a_lock_that_nobody_had_in_hand_excludes_nobody() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    let mutex = redlock.mutex("nightly").hold_at_least(LONG_TTL);
+    let mut attempt = Box::pin(mutex.acquire());
+    assert!(futures::poll!(&mut attempt).is_pending());
+    harness::until("the grant, unseen by whoever asked", async || !cluster.ours().await.is_empty()).await;
+    drop(attempt);
+    cluster.assert_nothing_left().await;
+}

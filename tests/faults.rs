@@ -404,3 +404,35 @@ async fn all_vote(redlock: &Redlock) -> bool {
     assert_eq!(released(guard).await, ReleaseOutcome::Released);
     all
 }
+
+#[tokio::test]
+async fn what_is_owed_outlives_the_last_handle() {
+    let mut cluster = Cluster::start(3).await;
+    let redlock = cluster.redlock().await;
+    let guard = acquired(redlock.mutex("job").ttl(LONG_TTL)).await;
+    until_all_have_answered(&guard).await;
+    cluster.servers[0].type_in::<()>("SAVE").await;
+    cluster.servers[0].stop();
+    assert_eq!(released(guard).await, ReleaseOutcome::Released);
+    drop(redlock);
+    // It never read the release, and comes back with the key.
+    cluster.servers[0].restart_with_its_data(&[]).await;
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn many_owed_releases_are_worked_off_without_giving_up_a_healthy_connection() {
+    let mut cluster = Cluster::start(3).await;
+    let redlock = cluster.builder().connect().await.expect("all nodes are there");
+    let guards = join_all((0..5_000).map(|number| acquired(redlock.mutex(format!("{number}"))))).await;
+    let connections = cluster.servers[1].info("stats", "total_connections_received").await;
+    cluster.servers[0].kill();
+    drop(guards);
+    cluster.servers[0].restart_empty().await;
+    works_again(&redlock, &cluster).await;
+    let asked: u64 =
+        cluster.servers[1].info("stats", "total_connections_received").await.parse().expect("a number");
+    let before: u64 = connections.parse().expect("a number");
+    // Each question of this test is a connection of its own; a client that reconnects in a circle makes many more.
+    assert!(asked - before < 2_000, "{} new connections", asked - before);
+}

@@ -1,5 +1,6 @@
 //! What users type, on in-memory nodes and in paused time: every verb, every refusal, and what is left afterwards. Time
 //! passes only where a test waits for it, so each of these runs in no time and always the same.
+#![cfg(feature = "redis")]
 
 use std::time::Duration;
 
@@ -525,4 +526,65 @@ async fn nothing_escapes_a_shutdown() {
         }
         nodes.assert_nothing_left();
     }
+}
+
+/// A claim that is moved in the keeper's heap must not be out of sight in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_shutdown_sees_every_guard() {
+    for round in 0..50 {
+        let nodes = MemoryNodes::new(3);
+        let redlock = nodes.builder().ttl(ms(500)).connect().await.expect("good settings");
+        let mut tasks = Vec::new();
+        for number in 0..4 {
+            let mutex = redlock.mutex(format!("{number}")).renewal(Renewal::Every(ms(1)));
+            let guard = mutex.acquire().await.expect("free");
+            tasks.push(tokio::spawn(async move {
+                while guard.extend(ms(400)).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+                guard
+            }));
+        }
+        let taken = redlock.shutdown(ms(5)).await.taken_away().count();
+        assert_eq!(taken, 4, "round {round}");
+        for task in tasks {
+            assert!(!task.await.expect("no panic").is_valid(), "round {round}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_custom_backoff_stays_where_it_is() {
+    let nodes = MemoryNodes::new(3);
+    let redlock = nodes.redlock();
+    nodes.hold("a", secs(100));
+    let mutex = redlock.mutex("a").backoff(Backoff::custom(|_| panic!("on purpose")));
+    assert!(matches!(mutex.acquire().await, Err(AcquireError::Held(_))));
+    nodes.lose("a");
+    assert!(redlock.mutex("a").try_acquire().await.expect("answered").is_some());
+    nodes.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_can_bring_nothing_says_so() {
+    let nodes = MemoryNodes::new(3);
+    let guard = nodes.redlock().mutex("a").hold_at_most(secs(9)).acquire().await.expect("free");
+    sleep(secs(8)).await;
+    assert!(matches!(guard.extend(secs(10)).await, Err(ExtendError::Capped)));
+    assert_eq!(guard.remaining(), secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_were_not_asked_are_not_blamed() {
+    let nodes = MemoryNodes::new(3);
+    let redlock = nodes.redlock();
+    let guard = redlock.mutex("a").acquire().await.expect("free");
+    let mutex = redlock.mutex("a").wait(ms(100));
+    let mut waiting = Box::pin(mutex.acquire());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    drop(guard);
+    // Its turn comes while it is not polled, and then its wait is over.
+    sleep(ms(200)).await;
+    let error = waiting.await.expect_err("the wait is over");
+    assert!(matches!(error, AcquireError::Held(_)), "{error}");
 }

@@ -5,6 +5,7 @@
 
 mod process;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -45,11 +46,36 @@ enum Condition {
 impl Server {
     /// Starts a server and waits until it answers.
     pub async fn start() -> Self {
+        Server::start_with(&[]).await
+    }
+
+    /// The same, with more arguments.
+    pub async fn start_with(arguments: &[&str]) -> Self {
         loop {
             let port = free_port();
-            if let Some(process) = launch(port).await {
+            if let Some(process) = launch(port, arguments).await {
                 return Server { port, condition: Condition::Running(process) };
             }
+        }
+    }
+
+    /// Where the server keeps its files.
+    pub fn directory(&self) -> &Path {
+        match &self.condition {
+            Condition::Running(process) | Condition::Stopped(process) => process.directory(),
+            Condition::Dead => panic!("the directory is gone with the process"),
+        }
+    }
+
+    /// Killed, and started again on the same port in the same directory.
+    pub async fn restart_with_its_data(&mut self, arguments: &[&str]) {
+        match std::mem::replace(&mut self.condition, Condition::Dead) {
+            Condition::Running(mut process) | Condition::Stopped(mut process) => {
+                process.start_again(self.port, arguments);
+                assert!(comes_up(&mut process, self.port).await, "the port {} is not free again", self.port);
+                self.condition = Condition::Running(process);
+            }
+            Condition::Dead => panic!("its data is gone with the process"),
         }
     }
 
@@ -97,7 +123,7 @@ impl Server {
         self.kill();
         let started = Instant::now();
         loop {
-            if let Some(process) = launch(self.port).await {
+            if let Some(process) = launch(self.port, &[]).await {
                 self.condition = Condition::Running(process);
                 return;
             }
@@ -154,17 +180,22 @@ fn address(port: u16) -> String {
 }
 
 /// A process that answers on the port, or `None` if another has the port.
-async fn launch(port: u16) -> Option<Process> {
-    let mut process = Process::start(port);
+async fn launch(port: u16, arguments: &[&str]) -> Option<Process> {
+    let mut process = Process::start(port, arguments);
+    comes_up(&mut process, port).await.then_some(process)
+}
+
+/// Waits until the process answers. False if it ends instead.
+async fn comes_up(process: &mut Process, port: u16) -> bool {
     let started = Instant::now();
     while !answers(port, process.id()).await {
         if process.has_ended() {
-            return None;
+            return false;
         }
-        assert!(started.elapsed() < PROMPT, "redis-server does not answer on port {port}");
+        assert!(started.elapsed() < PROMPT, "the server does not answer on port {port}");
         tokio::time::sleep(POLL).await;
     }
-    Some(process)
+    true
 }
 
 /// Whether it is this very process that answers: another one might have got the port.
@@ -204,7 +235,11 @@ pub struct Standing {
 
 impl Cluster {
     pub async fn start(nodes: usize) -> Self {
-        Cluster { servers: join_all((0..nodes).map(|_| Server::start())).await }
+        Cluster::start_with(nodes, &[]).await
+    }
+
+    pub async fn start_with(nodes: usize, arguments: &[&str]) -> Self {
+        Cluster { servers: join_all((0..nodes).map(|_| Server::start_with(arguments))).await }
     }
 
     pub fn addresses(&self) -> Vec<String> {

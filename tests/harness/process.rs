@@ -1,5 +1,6 @@
 //! A `redis-server` process that cannot outlive the test.
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,21 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(port: u16) -> Self {
+    pub fn start(port: u16, arguments: &[&str]) -> Self {
         let directory = new_directory();
-        let child = spawn_server(port, &directory);
+        let child = spawn_server(port, &directory, arguments);
         Process { watchdog: spawn_watchdog(&child, &directory), child, directory }
+    }
+
+    /// Kills the server, and starts another where it was: what it had saved is there.
+    pub fn start_again(&mut self, port: u16, arguments: &[&str]) {
+        self.end();
+        self.child = spawn_server(port, &self.directory, arguments);
+        self.watchdog = spawn_watchdog(&self.child, &self.directory);
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub fn id(&self) -> u32 {
@@ -44,25 +56,36 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Process {
     /// The watchdog first: the process id is ours only until the child is waited for.
-    fn drop(&mut self) {
+    fn end(&mut self) {
         for child in [&mut self.watchdog, &mut self.child] {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-fn spawn_server(port: u16, directory: &Path) -> Child {
-    let mut command = Command::new("redis-server");
+/// The server to test with: `redis-server`, or what `REDLOCK_TEST_SERVER` names.
+fn server() -> OsString {
+    std::env::var_os("REDLOCK_TEST_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+fn spawn_server(port: u16, directory: &Path, arguments: &[&str]) -> Child {
+    let mut command = Command::new(server());
     command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
     command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"]).arg(directory);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap_or_else(|error| match error.kind() {
-        ErrorKind::NotFound => panic!("redis-server is not installed: run the tests with tests/run"),
-        _ => panic!("redis-server does not start: {error}"),
+        ErrorKind::NotFound => panic!("{:?} is not installed: run the tests with tests/run", server()),
+        _ => panic!("{:?} does not start: {error}", server()),
     })
 }
 
