@@ -58,6 +58,15 @@ async fn poll_up_to<T>(polls: u32, future: impl Future<Output = T>) -> Option<T>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_dropped_at_any_moment_is_rolled_back() {
+    drop_at_many_moments().await;
+}
+
+#[tokio::test]
+async fn an_attempt_dropped_at_any_moment_on_one_thread_is_rolled_back() {
+    drop_at_many_moments().await;
+}
+
+async fn drop_at_many_moments() {
     const ROUNDS: u32 = 200;
     let mut random = seeded();
     let cluster = Cluster::start(3).await;

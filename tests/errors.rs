@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
-use redlock_quorum::{AcquireError, Guard, Redlock, ReleaseOutcome};
+use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, ReleaseOutcome};
 
 const KEY: &str = "redlock:job";
 
@@ -311,5 +311,26 @@ async fn a_release_that_a_server_refuses_is_made_up_for() {
         assert!(cluster.servers[0].value(KEY).await.is_some(), "{}: not refused", trouble.reason);
         end(&trouble, &cluster.servers[..1]).await;
         cluster.assert_nothing_left().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_only_the_older_protocol_is_a_node_like_any_other() {
+    let cluster = Cluster::start_with(3, &["--rename-command", "HELLO", ""]).await;
+    let redlock = promptly(cluster.builder().connect()).await.expect("RESP2 is enough");
+    let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
+    promptly(guard.extend(LONG_TTL)).await.expect("held");
+    let seen = promptly(redlock.mutex("job").inspect()).await.expect("answered");
+    assert!(seen.by_majority());
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_member_of_a_redis_cluster_can_never_vote() {
+    let cluster = Cluster::start_with(1, &["--cluster-enabled", "yes"]).await;
+    match promptly(cluster.builder().connect()).await {
+        Err(ConnectError::Unfit { nodes }) => assert!(nodes[0].1.contains("cluster"), "{nodes:?}"),
+        other => panic!("{other:?}"),
     }
 }

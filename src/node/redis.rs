@@ -18,7 +18,10 @@ use std::time::Duration;
 
 use futures::stream::{FuturesOrdered, StreamExt};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ConnectionAddr, InfoDict, RedisConnectionInfo, Value as Wire};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, InfoDict, ProtocolVersion, RedisConnectionInfo,
+    Value as Wire,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -260,7 +263,7 @@ impl Actor {
     /// Only an independent master can vote, and a server has one vote, whatever it is called.
     fn objection(&self, link: &Link) -> Option<String> {
         match (link.role.as_deref(), link.mode.as_deref()) {
-            (Some(role), _) if role != "master" => Some(format!("is a {role}: only a master can vote")),
+            (Some("slave" | "replica"), _) => Some("is a replica: only a master can vote".to_owned()),
             (_, Some(mode)) if mode != "standalone" => {
                 Some(format!("is in {mode} mode: only an independent server can vote"))
             }
@@ -437,24 +440,58 @@ fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Ve
 
 /// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
 async fn establish(target: Target, timeouts: Timeouts) -> Result<Link, String> {
-    let login = target.info().redis_settings();
+    let login = target.info().redis_settings().clone();
+    match speak(&target, login.clone(), timeouts).await {
+        Err(Failure::Resp3Missing) => {
+            speak(&target, login.set_protocol(ProtocolVersion::RESP2), timeouts).await
+        }
+        spoken => spoken,
+    }
+    .map_err(|failure| match failure {
+        Failure::Resp3Missing => "does not know HELLO".to_owned(),
+        Failure::Because(reason) => reason,
+    })
+}
+
+/// Why a server could not be spoken to.
+enum Failure {
+    /// It does not know HELLO, or does not let us say it.
+    Resp3Missing,
+    Because(String),
+}
+
+impl Failure {
+    fn of_a_login(error: &redis::RedisError) -> Self {
+        let text = error.to_string();
+        let unknown = text.contains("unknown command") && text.contains("HELLO");
+        if unknown || error.kind() == ErrorKind::RESP3NotSupported {
+            Failure::Resp3Missing
+        } else {
+            Failure::Because(text)
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Because(error.to_string())
+    }
+}
+
+async fn speak(target: &Target, login: RedisConnectionInfo, timeouts: Timeouts) -> Result<Link, Failure> {
     match target.info().addr() {
         ConnectionAddr::Tcp(host, port) => {
-            let stream =
-                TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
-            tune(&stream, timeouts).map_err(|error| error.to_string())?;
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            tune(&stream, timeouts)?;
             #[cfg(feature = "tls")]
             if let Some(tls) = target.tls() {
-                return shake_hands(login, tls.over(stream).await?).await;
+                return shake_hands(&login, tls.over(stream).await.map_err(Failure::Because)?).await;
             }
-            shake_hands(login, stream).await
+            shake_hands(&login, stream).await
         }
         #[cfg(unix)]
-        ConnectionAddr::Unix(path) => {
-            let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| error.to_string())?;
-            shake_hands(login, stream).await
-        }
-        _ => Err("an address of a kind that this build does not support".to_owned()),
+        ConnectionAddr::Unix(path) => shake_hands(&login, tokio::net::UnixStream::connect(path).await?).await,
+        _ => Err(Failure::Because("an address of a kind that this build does not support".to_owned())),
     }
 }
 
@@ -480,37 +517,42 @@ fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S) -> Result<Link, String>
+async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S) -> Result<Link, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let config =
         AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(WRITER_QUEUE);
     let made = MultiplexedConnection::new_with_config(login, stream, config).await;
-    let (connection, driver) = made.map_err(|error| error.to_string())?;
+    let (connection, driver) = made.map_err(|error| Failure::of_a_login(&error))?;
     let mut driver: Driver = Box::pin(driver);
 
     let mut questions = redis::Pipeline::new();
-    questions.cmd("HELLO").cmd("INFO").arg("server");
+    questions.cmd("HELLO").cmd("INFO");
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
     }
     let mut asked = connection.clone();
     let replies = tokio::select! {
-        replies = asked.send_packed_commands(&questions, 0, questions.len()) => replies.map_err(|error| error.to_string())?,
-        () = &mut driver => return Err("connection lost while logging in".to_owned()),
+        replies = asked.send_packed_commands(&questions, 0, questions.len()) => replies?,
+        () = &mut driver => return Err(Failure::Because("connection lost while logging in".to_owned())),
     };
     let mut replies = replies.into_iter();
-    let (hello, info) = (replies.next().unwrap_or(Wire::Nil), replies.next().unwrap_or(Wire::Nil));
+    let hello = replies.next().unwrap_or(Wire::Nil);
+    let info = replies.next().and_then(|reply| redis::from_redis_value::<InfoDict>(reply).ok());
     let refusals: Vec<_> = replies.filter_map(|reply| refusal(&reply)).collect();
     // It would refuse the releases that go first on a new connection as well.
     if let Some(refusal) = refusals.iter().find(|refusal| refusal.is_passing()) {
-        return Err(refusal.to_string());
+        return Err(Failure::Because(refusal.to_string()));
     }
     // A user that may not load scripts may still send them in full.
     let form = if refusals.is_empty() { Form::Hashed } else { Form::Full };
-    let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
-    Ok(Link { connection, driver, form, role, mode, run_id: run_id(info) })
+    let told = |name: &str| info.as_ref().and_then(|info| info.get::<String>(name));
+    // Whoever may not ask for INFO may still say HELLO, and the other way round.
+    let role = told("role").or_else(|| field(&hello, "role"));
+    let mode = told("redis_mode").or_else(|| field(&hello, "mode"));
+    let run_id = told("run_id");
+    Ok(Link { connection, driver, form, role, mode, run_id })
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {
@@ -522,16 +564,7 @@ fn refusal(reply: &Wire) -> Option<Refusal> {
 
 /// A field in the reply to HELLO.
 fn field(hello: &Wire, name: &str) -> Option<String> {
+    let text = |value: &Wire| redis::from_redis_value_ref::<String>(value).ok();
     let mut fields = hello.as_map_iter()?;
     fields.find(|(field, _)| text(field).as_deref() == Some(name)).and_then(|(_, value)| text(value))
-}
-
-fn text(value: &Wire) -> Option<String> {
-    redis::from_redis_value_ref(value).ok()
-}
-
-/// The identity of the server's process, if it may be asked.
-fn run_id(info: Wire) -> Option<String> {
-    let info: InfoDict = redis::from_redis_value(info).ok()?;
-    info.get("run_id")
 }

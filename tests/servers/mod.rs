@@ -79,7 +79,11 @@ impl Server {
     fn try_restart(&mut self) -> bool {
         self.kill();
         let _ = std::fs::remove_file(self.socket());
-        let process = Command::new("redis-server")
+        // The Valkey that the tests are run with besides has no TLS.
+        let has_to_be_redis = self.arguments.iter().any(|argument| argument == "--tls-port");
+        let asked_for = std::env::var_os("REDLOCK_TEST_SERVER").filter(|_| !has_to_be_redis);
+        let server = asked_for.unwrap_or_else(|| "redis-server".into());
+        let process = Command::new(server)
             .args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir"])
             .arg(&self.folder)
             .args(["--logfile", "log", "--unixsocket"])
@@ -88,7 +92,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let mut process = process.expect("redis-server, which these tests need");
+        let mut process = process.expect("a server: run the tests with tests/run");
         let url = format!("redis+unix://{}", self.socket().display());
         let client = redis::Client::open(url).expect("a URL");
         let deadline = Instant::now() + PATIENCE;
