@@ -84,6 +84,13 @@ impl MemoryNodes {
         self.node(node).start();
     }
 
+    /// From now on a node answers so much later; what it is asked it does at once.
+    ///
+    /// Longer than the node timeout, and its answers are not waited for.
+    pub fn delay(&self, node: usize, delay: Duration) {
+        self.node(node).delay(delay);
+    }
+
     /// Another client holds `resource` on all nodes for `ttl`. It takes away whoever had it, as no real client could.
     pub fn hold(&self, resource: impl AsRef<[u8]>, ttl: Duration) {
         let key = Key::of_lock(DEFAULT_NAMESPACE, resource.as_ref());

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use super::owed::{Owed, owed_until};
 use super::{Node, Reply};
 use crate::clock::{Clock, RuntimeClock};
@@ -20,6 +22,8 @@ pub(crate) struct MemoryNode {
 struct State {
     store: Store,
     stopped: bool,
+    /// How much later than it is carried out a command is answered.
+    delay: Duration,
     owed: Owed,
 }
 
@@ -42,6 +46,11 @@ impl MemoryNode {
         for (release, _) in state.owed.take(usize::MAX, now) {
             state.store.apply(now, &release);
         }
+    }
+
+    /// From now on its answers come so much later.
+    pub(crate) fn delay(&self, delay: Duration) {
+        lock(&self.state).delay = delay;
     }
 
     /// Sets a key, whatever stands there.
@@ -71,8 +80,18 @@ impl Node for MemoryNode {
         } else {
             state.store.apply(now, &command)
         };
+        let delay = state.delay;
         // Unlocked before the answer is heard: hearing it may submit the next command.
         drop(state);
-        reply.answer(answer);
+        match Handle::try_current() {
+            Ok(runtime) if !delay.is_zero() => {
+                let heard_at = self.clock.sleep_until(now + delay);
+                runtime.spawn(async move {
+                    heard_at.await;
+                    reply.answer(answer);
+                });
+            }
+            _ => reply.answer(answer),
+        }
     }
 }
