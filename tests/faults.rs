@@ -10,6 +10,7 @@ use std::future::IntoFuture;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use harness::proxy::Proxy;
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
 use redlock_quorum::{
     AcquireError, ConnectError, ExtendError, Guard, Mutex, NodeConfig, Redlock, ReleaseOutcome, Report,
@@ -435,4 +436,20 @@ async fn many_owed_releases_are_worked_off_without_giving_up_a_healthy_connectio
     let before: u64 = connections.parse().expect("a number");
     // Each question of this test is a connection of its own; a client that reconnects in a circle makes many more.
     assert!(asked - before < 2_000, "{} new connections", asked - before);
+}
+
+#[tokio::test]
+async fn half_open_connections_are_replaced() {
+    let cluster = Cluster::start(3).await;
+    let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
+    let builder = Redlock::builder().nodes(proxies.iter().map(Proxy::address));
+    let redlock =
+        promptly(builder.node_timeout(Duration::from_millis(50)).connect()).await.expect("all are there");
+    for _ in 0..3 {
+        let guard = acquired(redlock.mutex("job")).await;
+        proxies.iter().for_each(Proxy::cut_in_the_middle);
+        // Nobody is told. The calls notice that nothing is answered, and the connections are made anew.
+        let _ = released(guard).await;
+        works_again(&redlock, &cluster).await;
+    }
 }

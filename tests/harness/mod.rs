@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
 
 mod process;
+pub mod proxy;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,0 +1,66 @@
+//! A TCP proxy before a server whose connections can be cut in the middle, without either side being told.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// Forwards connections to one port. Dropped, it ends them all.
+pub struct Proxy {
+    address: SocketAddr,
+    /// One for each connection: set, what comes is thrown away.
+    swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+    listening: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn before(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound listener");
+        let swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>> = Arc::default();
+        let connections = swallowing.clone();
+        let listening = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let swallows = Arc::new(AtomicBool::new(false));
+                connections.lock().expect("whole").push(swallows.clone());
+                tokio::spawn(forward(client, port, swallows));
+            }
+        });
+        Proxy { address, swallowing, listening }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The connections that there are stay open, and carry nothing any more. New ones do.
+    pub fn cut_in_the_middle(&self) {
+        let connections = self.swallowing.lock().expect("whole");
+        connections.iter().for_each(|swallows| swallows.store(true, Ordering::Release));
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+async fn forward(client: TcpStream, port: u16, swallows: Arc<AtomicBool>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::join!(pass_on(from_client, to_server, &swallows), pass_on(from_server, to_client, &swallows));
+}
+
+async fn pass_on(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, swallows: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        if !swallows.load(Ordering::Acquire) && to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
