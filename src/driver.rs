@@ -135,16 +135,20 @@ impl Live {
         // What ends is over before anybody else can hear of it, and take the resource.
         let valid_until = stage.claim.valid_until().map_or(0, Instant::as_nanos);
         self.valid_until.fetch_min(valid_until, Ordering::AcqRel);
-        let mut wake = false;
+        let mut notices = Vec::new();
         for action in actions.drain(..) {
             match action {
                 Action::Draw => lock(&self.mail).push_front(Event::Attempt(self.doors.entropy.draw())),
                 Action::Send { node, round, command } => self.send(node, round, command),
-                Action::Tell(notice) => wake |= self.note(notice),
+                Action::Tell(notice) => notices.push(notice),
             }
         }
         stage.actions = actions;
-        wake |= self.publish(stage, now);
+        // And what begins is valid before anybody is told that it has begun.
+        let mut wake = self.publish(stage, now);
+        for notice in notices {
+            wake |= self.note(notice);
+        }
         if wake {
             self.told.notify_waiters();
         }
