@@ -113,7 +113,10 @@ fn refused(error: &ServerError) -> Read {
     if error.code() == "NOSCRIPT" {
         return Read::NoScript;
     }
-    Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::from_code(error.code()))))
+    // A right that is missing inside of a script has no code of its own.
+    let inside = error.details().is_some_and(|text| text.contains("user executing the script can't"));
+    let refusal = if inside { Refusal::NoPermission } else { Refusal::from_code(error.code()) };
+    Read::Answer(Answer::Unknown(Unknown::Refused(refusal)))
 }
 
 const NONSENSE: Answer = Answer::Unknown(Unknown::Nonsense);
