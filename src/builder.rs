@@ -204,6 +204,22 @@ impl RedlockBuilder {
     /// # Cancel safety
     ///
     /// Dropped, the connections are closed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// use redlock_quorum::{ConnectError, Redlock};
+    ///
+    /// // Nobody listens there: an error with each node's reason.
+    /// let connecting = Redlock::builder().nodes(["127.0.0.1:1", "127.0.0.1:2"]).connect();
+    /// let Err(ConnectError::NoQuorum { nodes }) = connecting.await else { panic!() };
+    /// assert_eq!(nodes.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect(self) -> Result<Redlock, ConnectError> {
         let (redlock, _reached) = self.start()?;
         #[cfg(feature = "redis")]

@@ -55,6 +55,19 @@ impl Guard {
     /// # Errors
     ///
     /// If less remains.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// guard.within(Duration::from_millis(500))?; // now a call with a timeout of 500 ms cannot outlive the lock
+    /// assert!(guard.within(Duration::from_secs(60)).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn within(&self, needed: Duration) -> Result<(), WithinError> {
         within(&self.live, needed)
     }
@@ -71,6 +84,20 @@ impl Guard {
     /// # Cancel safety
     ///
     /// Dropped, the extension may or may not happen. The lock is not released by it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let redlock = nodes.builder().max_ttl(Duration::from_secs(60)).connect().await?;
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// guard.extend(Duration::from_secs(60)).await?; // before a step that must not be interrupted
+    /// assert!(guard.remaining() > Duration::from_secs(50));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "refresh")]
     #[doc(alias = "renew")]
     pub async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
@@ -89,6 +116,24 @@ impl Guard {
     /// # Cancel safety
     ///
     /// Safe; ask again as often as you like.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let guard = redlock.mutex("invoices/42").ttl(Duration::from_millis(100)).acquire().await?;
+    /// # async fn work() {}
+    /// tokio::select! {
+    ///     () = work() => {}
+    ///     () = guard.lost() => println!("stop: the lock is lost"),
+    /// }
+    /// # nodes.lose("invoices/42");
+    /// # guard.lost().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "HandleLostToken")]
     #[doc(alias = "AbortSignal")]
     pub async fn lost(&self) {
@@ -96,6 +141,21 @@ impl Guard {
     }
 
     /// A view of this guard that can be cloned and sent to other tasks.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// let watch = guard.watch();
+    /// let watching = tokio::spawn(async move { watch.lost().await });
+    /// drop(guard);
+    /// watching.await?; // released is over, too
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn watch(&self) -> Watch {
         Watch { live: self.live.clone(), margin: self.terms.margin }
     }
@@ -117,6 +177,20 @@ impl Guard {
     /// # Cancel safety
     ///
     /// The release is sent when the future is first polled, or dropped. Dropped later, only its outcome is not heard.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// let release = guard.release().await;
+    /// println!("{release:#}"); // what became of it, node by node
+    /// release.ok()?;           // an error if the lock had ended before
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "unlock")]
     pub async fn release(self) -> Release {
         let (outcome, report) = driver::release(&self.live).await;

@@ -35,7 +35,7 @@
 //!
 //! # How it is made
 //!
-//! A [pure protocol](https://docs.rs/redlock-quorum) turns events into actions; one driver performs them through three
+//! A pure protocol turns events into actions; one driver performs them through three
 //! doors: the nodes, the clock, and the random numbers. `docs/architecture.md` in the repository is the map.
 #![forbid(unsafe_code)]
 

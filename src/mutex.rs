@@ -90,6 +90,19 @@ impl Mutex {
     /// apart start the same job once. After the release the keys stay for the rest and then expire by themselves.
     ///
     /// At most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let nightly = redlock.mutex("nightly").hold_at_least(Duration::from_secs(5));
+    /// nightly.run(async |_guard| println!("done in no time")).await?;
+    /// assert!(nodes.redlock().mutex("nightly").try_acquire().await?.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn hold_at_least(self, bound: Duration) -> Self {
         self.wish(|wishes| wishes.hold_at_least = bound)
     }
@@ -146,6 +159,22 @@ impl Mutex {
     /// # Cancel safety
     ///
     /// As [`acquire`](Mutex::acquire).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let Some(guard) = redlock.mutex("nightly").try_acquire().await? else {
+    ///     println!("somebody else does it");
+    ///     return Ok(());
+    /// };
+    /// assert!(redlock.mutex("nightly").try_acquire().await?.is_none());
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "try_lock")]
     #[doc(alias = "TryWithContext")]
     #[doc(alias = "ErrNotObtained")]
@@ -199,6 +228,18 @@ impl Mutex {
     /// # Cancel safety
     ///
     /// As [`run`](Mutex::run).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let done = redlock.mutex("nightly").try_run(async |_guard| 6 * 7).await?;
+    /// assert_eq!(done, Some(42));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn try_run<T>(&self, work: impl AsyncFnOnce(&Guard) -> T) -> Result<Option<T>, RunError> {
         match self.try_acquire().await? {
             Some(guard) => run_under(guard, work).await.map(Some),
@@ -216,6 +257,21 @@ impl Mutex {
     /// # Cancel safety
     ///
     /// Safe.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let _guard = redlock.mutex("invoices/42").metadata("charging the card").acquire().await?;
+    /// let seen = redlock.mutex("invoices/42").inspect().await?;
+    /// assert!(seen.by_majority());
+    /// assert_eq!(seen.metadata(), Some("charging the card"));
+    /// println!("{seen:#}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn inspect(&self) -> Result<Inspection, InspectError> {
         let Request { key, terms, .. } = self.check()?;
         let round = driver::survey(&self.core.doors, &terms, &Command::Inspect { key }).await;

@@ -95,6 +95,19 @@ impl Redlock {
     /// The same nodes under another namespace.
     ///
     /// A namespace with a `#` is refused when a mutex of it is used.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let billing = redlock.namespace("billing");
+    /// let _here = redlock.mutex("42").acquire().await?;
+    /// let _there = billing.mutex("42").acquire().await?; // another lock
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn namespace(&self, namespace: impl AsRef<str>) -> Redlock {
         Redlock { core: self.core.clone(), namespace: namespace.as_ref().into() }
     }
@@ -114,6 +127,21 @@ impl Redlock {
     /// # Cancel safety
     ///
     /// Dropped, the client stays closed to new calls; guards that are left are released when they are dropped.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// let guard = redlock.mutex("invoices/42").acquire().await?;
+    /// drop(guard); // sent, not awaited
+    /// let end = redlock.shutdown(Duration::from_secs(2)).await;
+    /// assert!(end.is_clean());
+    /// nodes.assert_nothing_left();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn shutdown(&self, patience: Duration) -> Shutdown {
         let core = &self.core;
         core.closed.store(true, Ordering::Release);
