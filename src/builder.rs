@@ -370,8 +370,10 @@ fn open_doors(runtime: &Handle, nodes: Box<[Arc<dyn Node>]>, clock: Arc<dyn Cloc
 
 #[cfg(feature = "redis")]
 fn check_connect_timeout(timeout: Duration) -> Result<Duration, SettingsError> {
-    if timeout.is_zero() {
-        return Err(SettingsError::new("connect_timeout", timeout, format_args!("above zero")));
+    const LONGEST: Duration = Duration::from_secs(3600);
+    if timeout.is_zero() || timeout > LONGEST {
+        let bound = format_args!("above zero and at most {LONGEST:?}");
+        return Err(SettingsError::new("connect_timeout", timeout, bound));
     }
     Ok(timeout)
 }

@@ -7,6 +7,7 @@ mod harness;
 use std::time::Duration;
 
 use futures::future::join_all;
+use harness::proxy::Proxy;
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
 use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, ReleaseOutcome};
 
@@ -333,4 +334,81 @@ async fn a_member_of_a_redis_cluster_can_never_vote() {
         Err(ConnectError::Unfit { nodes }) => assert!(nodes[0].1.contains("cluster"), "{nodes:?}"),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_is_refused_is_asked_for_again_under_load() {
+    let cluster = Cluster::start(1).await;
+    let redlock =
+        cluster.builder().node_timeout(Duration::from_millis(20)).connect().await.expect("all are there");
+    let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
+    type_into(&cluster.servers, &["ACL SETUSER default resetkeys ~redlock:load*"]).await;
+    let _ = guard.release().await;
+    let load: Vec<_> = (0..64)
+        .map(|number| {
+            let mutex = redlock.mutex(format!("load-{number}"));
+            tokio::spawn(async move {
+                loop {
+                    if let Ok(guard) = mutex.acquire().await {
+                        let _ = guard.release().await;
+                    }
+                }
+            })
+        })
+        .collect();
+    type_into(&cluster.servers, &["ACL SETUSER default ~*"]).await;
+    let gone = async || cluster.servers[0].value(KEY).await.is_none();
+    until("the release that was refused before", gone).await;
+    load.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_release_that_is_refused_is_asked_for_again_after_the_last_handle_and_a_stall() {
+    let cluster = Cluster::start(1).await;
+    let redlock =
+        cluster.builder().node_timeout(Duration::from_millis(100)).connect().await.expect("all are there");
+    let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
+    type_into(&cluster.servers, &["ACL SETUSER default -eval -evalsha"]).await;
+    let _ = guard.release().await;
+    type_into(&cluster.servers, &["ACL SETUSER default +eval +evalsha"]).await;
+    let last = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(redlock);
+    });
+    tokio::task::yield_now().await;
+    // The whole process stands still over both moments: the last handle goes in the turn in which the pause is over.
+    std::thread::sleep(Duration::from_millis(200));
+    last.await.expect("no panic");
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_release() {
+    let cluster = Cluster::start(1).await;
+    let server = &cluster.servers[0];
+    let proxy = Proxy::before(server.port()).await;
+    let hour = Duration::from_secs(3_600);
+    let builder = Redlock::builder().nodes([proxy.address()]).ttl(hour).node_timeout(Duration::from_secs(3));
+    let redlock = promptly(builder.connect()).await.expect("all are there");
+    let mutex = redlock.mutex("job").hold_at_least(Duration::from_millis(1_500));
+    let guard = promptly(mutex.acquire()).await.expect("free");
+    server.type_in::<()>("SCRIPT FLUSH").await;
+    proxy.hold_replies(true);
+    assert!(futures::poll!(std::pin::pin!(guard.extend(hour))).is_pending());
+    let refused = async || {
+        server.info("commandstats", "cmdstat_evalsha").await.contains("rejected_calls=0,failed_calls=1")
+    };
+    until("the extension that finds no script", refused).await;
+    // Another client loads the scripts, so that the release is carried out at once.
+    let _other = cluster.redlock().await;
+    let release = tokio::spawn(guard.release());
+    let lingers = async || server.expiry(KEY).await.is_some_and(|left| left < Duration::from_millis(1_600));
+    until("the key that lingers", lingers).await;
+    proxy.hold_replies(false);
+    assert_eq!(promptly(release).await.expect("no panic").outcome, ReleaseOutcome::Released);
+    until("an answer to all that was sent", async || redlock.mutex("job").inspect().await.is_ok()).await;
+    assert!(
+        server.expiry(KEY).await.is_none_or(|left| left < Duration::from_millis(1_600)),
+        "it got its hour back"
+    );
 }

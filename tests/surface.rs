@@ -417,7 +417,11 @@ async fn bad_input_is_refused_with_field_value_and_bound() {
         ),
         (
             Redlock::builder().nodes(["a"]).connect_timeout(Duration::ZERO),
-            "connect_timeout is 0ns, but must be above zero",
+            "connect_timeout is 0ns, but must be above zero and at most 3600s",
+        ),
+        (
+            Redlock::builder().nodes(["a"]).connect_timeout(secs(3_601)),
+            "connect_timeout is 3601s, but must be above zero and at most 3600s",
         ),
     ] {
         let error = builder.connect().await.expect_err("refused");
@@ -587,4 +591,22 @@ async fn nodes_that_were_not_asked_are_not_blamed() {
     sleep(ms(200)).await;
     let error = waiting.await.expect_err("the wait is over");
     assert!(matches!(error, AcquireError::Held(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_lingers_is_owed_to_nodes_that_are_away() {
+    let nodes = MemoryNodes::new(3);
+    let hours = nodes.builder().ttl(secs(3_600)).connect().await.expect("good settings");
+    for (away, free_after) in [(secs(0), secs(5)), (secs(3), secs(5)), (secs(7), secs(7))] {
+        let start = Instant::now();
+        let guard = hours.mutex("nightly").hold_at_least(secs(5)).acquire().await.expect("free");
+        (0..3).for_each(|node| nodes.stop(node));
+        let _ = guard.release().await;
+        sleep(away).await;
+        (0..3).for_each(|node| nodes.start(node));
+        let theirs = nodes.redlock().mutex("nightly").acquire().await.expect("long before the hour is over");
+        let waited = start.elapsed();
+        assert!(waited >= free_after && waited < free_after + secs(2), "away for {away:?}: {waited:?}");
+        drop(theirs);
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::owed::{Owed, owed_until};
+use super::owed::Owed;
 use super::{Node, Reply};
 use crate::clock::{Clock, RuntimeClock};
 use crate::protocol::command::{Answer, Command, Key, Unknown, Value};
@@ -43,7 +43,7 @@ impl MemoryNode {
         let now = self.clock.now();
         let mut state = lock(&self.state);
         state.stopped = false;
-        for (release, _) in state.owed.take(usize::MAX, now) {
+        for release in state.owed.take(usize::MAX, now) {
             state.store.apply(now, &release);
         }
     }
@@ -74,8 +74,7 @@ impl Node for MemoryNode {
         let now = self.clock.now();
         let mut state = lock(&self.state);
         let answer = if state.stopped {
-            let until = owed_until(&command, now);
-            state.owed.remember(command, until, now);
+            state.owed.remember(command, now, now);
             Answer::Unknown(Unknown::NotConnected)
         } else {
             state.store.apply(now, &command)

@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 
-use std::time::Duration;
-
 use crate::protocol::command::{Command, Key, Value};
 use crate::protocol::time::{Instant, Ttl};
 
@@ -15,10 +13,12 @@ pub(super) struct Owed {
     releases: VecDeque<OwedRelease>,
 }
 
-/// A release that was not answered.
-pub(super) struct OwedRelease {
+/// A release that was not carried out.
+struct OwedRelease {
     key: Key,
     value: Value,
+    /// Until then the key shall go on to exclude others.
+    linger_until: Instant,
     /// When the key is gone by itself.
     until: Instant,
 }
@@ -27,27 +27,29 @@ pub(super) struct OwedRelease {
 const MOST: usize = 1 << 16;
 
 impl Owed {
-    /// Remembers a command that will not be answered, if it is a release that is still owed at `until`.
-    pub(super) fn remember(&mut self, command: Command, until: Instant, now: Instant) {
-        let Command::Release { key, value, .. } = command else { return };
+    /// Remembers a command that was submitted at `since` and will not be carried out, if it is a release that is still owed.
+    pub(super) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
+        let Command::Release { key, value, linger, owed_for } = command else { return };
+        let (linger_until, until) = (since + linger.as_duration(), since + owed_for);
         if now >= until {
             return;
         }
         if self.releases.len() == MOST {
             self.releases.pop_front();
         }
-        self.releases.push_back(OwedRelease { key, value, until });
+        self.releases.push_back(OwedRelease { key, value, linger_until, until });
     }
 
-    /// What is still worth sending, at most `most`, in the order in which it was remembered: the commands, and until when
-    /// each is owed.
-    pub(super) fn take(&mut self, most: usize, now: Instant) -> Vec<(Command, Instant)> {
+    /// What is still worth sending, at most `most`, in the order in which it was remembered.
+    pub(super) fn take(&mut self, most: usize, now: Instant) -> Vec<Command> {
         let mut taken = Vec::new();
         while taken.len() < most {
-            let Some(OwedRelease { key, value, until }) = self.releases.pop_front() else { break };
+            let Some(OwedRelease { key, value, linger_until, until }) = self.releases.pop_front() else {
+                break;
+            };
             if now < until {
-                let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO };
-                taken.push((command, until));
+                let linger = Ttl::from_duration(linger_until.since(now));
+                taken.push(Command::Release { key, value, linger, owed_for: until.since(now) });
             }
         }
         taken
@@ -69,42 +71,46 @@ impl Owed {
     }
 }
 
-/// Until when a command is owed that is submitted now.
-pub(super) fn owed_until(command: &Command, now: Instant) -> Instant {
-    match command {
-        Command::Release { owed_for, .. } => now + *owed_for,
-        _ => now,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn release(number: usize) -> Command {
+    /// A release with its number in the key, that is owed for so many milliseconds and lingers for so many.
+    fn release(number: usize, owed: u64, linger: u64) -> Command {
         let key = Key::of_lock("", number.to_string().as_bytes());
-        let value = Value::from_wire(b"v");
-        Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO }
+        let linger = Ttl::from_duration(Duration::from_millis(linger));
+        Command::Release { key, value: Value::from_wire(b"v"), linger, owed_for: Duration::from_millis(owed) }
     }
 
-    fn at(nanos: u64) -> Instant {
-        Instant::from_nanos(nanos)
+    fn at(millis: u64) -> Instant {
+        Instant::from_nanos(millis * 1_000_000)
     }
 
     #[test]
     fn what_has_expired_is_not_sent_and_nothing_is_sent_twice() {
         let mut owed = Owed::default();
-        owed.remember(release(1), at(10), at(0));
-        owed.remember(release(2), at(11), at(0));
-        owed.remember(release(3), at(5), at(5));
-        assert_eq!(owed.take(9, at(10)), [(release(2), at(11))]);
+        owed.remember(release(1, 10, 0), at(0), at(0));
+        owed.remember(release(2, 11, 0), at(0), at(0));
+        owed.remember(release(3, 5, 0), at(0), at(5));
+        assert_eq!(owed.take(9, at(10)), [release(2, 1, 0)]);
         assert!(owed.take(9, at(0)).is_empty());
+    }
+
+    #[test]
+    fn what_lingers_lingers_for_the_rest_of_its_time_and_is_deleted_after_it() {
+        for (now, linger) in [(1, 4), (4, 1), (5, 0), (9, 0)] {
+            let mut owed = Owed::default();
+            owed.remember(release(1, 10, 5), at(0), at(0));
+            assert_eq!(owed.take(9, at(now)), [release(1, 10 - now, linger)], "at {now} ms");
+        }
     }
 
     #[test]
     fn it_is_taken_in_pieces_and_is_empty_when_all_has_expired() {
         let mut owed = Owed::default();
-        (0..3).for_each(|number| owed.remember(release(number), at(10), at(0)));
+        (0..3).for_each(|number| owed.remember(release(number, 10, 0), at(0), at(0)));
         assert_eq!(owed.take(2, at(0)).len(), 2);
         assert!(!owed.is_empty(at(9)));
         assert!(owed.is_empty(at(10)));
@@ -115,15 +121,15 @@ mod tests {
         let (key, value) = (Key::of_lock("", b"k"), Value::from_wire(b"v"));
         let ttl = Ttl::from_duration(Duration::from_secs(1));
         let mut owed = Owed::default();
-        owed.remember(Command::Acquire { key, value, ttl }, at(10), at(0));
+        owed.remember(Command::Acquire { key, value, ttl }, at(0), at(0));
         assert!(owed.take(9, at(0)).is_empty());
     }
 
     #[test]
     fn the_oldest_are_let_go_beyond_the_bound() {
         let mut owed = Owed::default();
-        (0..MOST + 2).for_each(|number| owed.remember(release(number), at(10), at(0)));
+        (0..MOST + 2).for_each(|number| owed.remember(release(number, 10, 0), at(0), at(0)));
         let kept = owed.take(usize::MAX, at(0));
-        assert_eq!((kept.len(), &kept[0].0), (MOST, &release(2)));
+        assert_eq!((kept.len(), &kept[0]), (MOST, &release(2, 10, 0)));
     }
 }

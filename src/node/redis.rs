@@ -31,7 +31,7 @@ use tokio::time::{Instant as Timer, sleep, timeout};
 pub use self::address::NodeConfig;
 pub(crate) use self::address::Target;
 use self::wire::{Form, Read, SCRIPTS, decode, encode};
-use super::owed::{Owed, owed_until};
+use super::owed::Owed;
 use super::{Node, Reply};
 use crate::clock::Clock;
 use crate::protocol::command::{Answer, Command, Refusal, Unknown};
@@ -131,8 +131,19 @@ struct Job {
     command: Command,
     reply: Reply,
     form: Form,
-    /// Until when a release is owed.
-    owed_until: Instant,
+    since: Instant,
+}
+
+impl Job {
+    /// Whether this releases what the other one extends.
+    fn releases(&self, other: &Job) -> bool {
+        match (&self.command, &other.command) {
+            (Command::Release { value: released, .. }, Command::Extend { value: extended, .. }) => {
+                released == extended
+            }
+            _ => false,
+        }
+    }
 }
 
 impl RedisNode {
@@ -164,9 +175,9 @@ impl RedisNode {
 
 impl Node for RedisNode {
     fn submit(&self, command: Command, reply: Reply) {
-        let owed_until = owed_until(&command, self.clock.now());
+        let since = self.clock.now();
         // If the task is gone with its runtime, the job is dropped, and its reply says so.
-        let _ = self.jobs.send(Job { command, reply, form: Form::Hashed, owed_until });
+        let _ = self.jobs.send(Job { command, reply, form: Form::Hashed, since });
     }
 }
 
@@ -295,7 +306,7 @@ impl Actor {
 
     /// A command that will not be answered. A release is remembered.
     fn fail(&mut self, job: Job, unknown: Unknown) {
-        self.owed.remember(job.command, job.owed_until, self.clock.now());
+        self.owed.remember(job.command, job.since, self.clock.now());
         job.reply.answer(Answer::Unknown(unknown));
     }
 
@@ -311,6 +322,7 @@ impl Actor {
         let mut alarm_is_set = false;
         // What the server refuses to release is asked for again after a pause.
         let mut ask_again = std::pin::pin!(sleep(Duration::ZERO));
+        let mut ask_again_is_set = false;
         let mut to_ask = self.owed.len();
 
         let reason = loop {
@@ -340,6 +352,11 @@ impl Actor {
                 biased;
                 // What was answered before the end is still handed out.
                 () = &mut link.driver, if !lost => lost = true,
+                // Before the answers, which under load are always there.
+                () = &mut ask_again, if ask_again_is_set => {
+                    ask_again_is_set = false;
+                    to_ask = self.owed.len();
+                }
                 Some(answered) = answers.next(), if !batches.is_empty() => {
                     heard_at = Timer::now();
                     let batch = batches.pop_front().expect("a batch for each answer");
@@ -347,9 +364,11 @@ impl Actor {
                         batches.push_front(batch);
                         break "connection lost";
                     };
-                    waiting.extend(self.hand_out(batch, replies));
-                    if self.owed.len() > to_ask && ask_again.is_elapsed() {
+                    let again = self.hand_out(batch, replies, &batches, &waiting);
+                    waiting.extend(again);
+                    if self.owed.len() > to_ask && !ask_again_is_set {
                         ask_again.as_mut().reset(Timer::now() + self.timeouts.node);
+                        ask_again_is_set = true;
                     }
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS),
@@ -358,7 +377,6 @@ impl Actor {
                     waiting.iter_mut().filter(|job| job.form == Form::Hashed).for_each(|job| job.form = link.form);
                     self.abandoned = received == 0;
                 }
-                () = &mut ask_again, if !ask_again.is_elapsed() => to_ask = self.owed.len(),
                 () = &mut alarm, if alarm_is_set => match batches.front() {
                     None => alarm_is_set = false,
                     Some(oldest) => {
@@ -378,17 +396,33 @@ impl Actor {
         Ok(reason)
     }
 
-    /// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full.
-    /// A release that it refused for another reason is still owed.
-    fn hand_out(&mut self, batch: Batch, replies: Vec<Wire>) -> Vec<Job> {
+    /// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full,
+    /// unless a release that follows, in this batch, in a `later` one or among those that are `waiting`, would then come
+    /// before them. A release that was refused is still owed.
+    fn hand_out(
+        &mut self,
+        batch: Batch,
+        replies: Vec<Wire>,
+        later: &VecDeque<Batch>,
+        waiting: &[Job],
+    ) -> Vec<Job> {
         let mut again = Vec::new();
-        for (mut job, reply) in batch.jobs.into_iter().zip(replies) {
+        let mut jobs = VecDeque::from(batch.jobs);
+        for reply in replies {
+            let Some(mut job) = jobs.pop_front() else { break };
             match decode(&job.command, reply) {
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
                 Read::Answer(answer) => job.reply.answer(answer),
                 Read::NoScript => {
-                    job.form = Form::Again;
-                    again.push(job);
+                    let following =
+                        jobs.iter().chain(later.iter().flat_map(|batch| &batch.jobs)).chain(waiting);
+                    let mut releases = following.filter(|other| other.releases(&job));
+                    if releases.next().is_some() {
+                        self.fail(job, Unknown::Refused(Refusal::Other));
+                    } else {
+                        job.form = Form::Full;
+                        again.push(job);
+                    }
                 }
             }
         }
@@ -397,11 +431,12 @@ impl Actor {
 
     /// So many of the releases that are owed, at most.
     fn owed_jobs(&mut self, most: usize, form: Form) -> Vec<Job> {
-        let owed = self.owed.take(most, self.clock.now());
+        let since = self.clock.now();
+        let owed = self.owed.take(most, since);
         if !owed.is_empty() {
             tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
         }
-        let job = |(command, owed_until)| Job { command, reply: Reply::to_nobody(), form, owed_until };
+        let job = |command| Job { command, reply: Reply::to_nobody(), form, since };
         owed.into_iter().map(job).collect()
     }
 
@@ -510,7 +545,8 @@ fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         let patience = timeouts.connect.max(timeouts.node * TIMEOUTS_IN_A_ROW);
-        sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX))?;
+        let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        sockopt::set_tcp_user_timeout(stream, millis.unsigned_abs())?;
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = timeouts;

@@ -582,10 +582,10 @@ impl Claim {
         }
     }
 
-    /// To all nodes, whatever they said last; owed where a key may stand, unless it is to linger: then it goes by itself.
+    /// To all nodes, whatever they said last; owed where a key may stand.
     fn send_releases(&self, round: RoundId, hold: &Hold, linger: Ttl, out: &mut Vec<Action>) {
         for node in 0..self.terms.quorum.nodes() {
-            let stands = hold.footprint.may_stand(node) && linger == Ttl::ZERO;
+            let stands = hold.footprint.may_stand(node);
             let owed_for = if stands { hold.longest.as_duration() } else { Duration::ZERO };
             let (key, value) = (self.key.clone(), hold.value.clone());
             let command = Command::Release { key, value, linger, owed_for };

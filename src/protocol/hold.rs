@@ -142,14 +142,18 @@ impl Hold {
         node: NodeIndex,
         answer: Answer,
     ) -> Verdict {
+        if round < self.votes.id() {
+            // Of an attempt before the one that won, which was rolled back.
+            return Verdict::Open;
+        }
+        // Also of an extension that another has followed: what it wrote must be released.
+        self.footprint.heard(node, &answer);
         if round == self.votes.id() {
-            self.footprint.heard(node, &answer);
             self.votes.hear(node, answer, now);
             return Verdict::Open;
         }
         match &mut self.extension {
             Some(extension) if extension.round.id() == round => {
-                self.footprint.heard(node, &answer);
                 extension.round.hear(node, answer, now);
                 self.judge(terms, now)
             }

@@ -62,53 +62,48 @@ impl ReleaseOutcome {
 
 /// Node by node, whether a key of one attempt may stand there.
 ///
-/// A release is owed wherever that is not ruled out: where the last answer is not a no, and where a write went out and no
-/// answer came, because a write that timed out may still be carried out later.
+/// A release is owed wherever that is not ruled out: where the last answer is not a no, where an answer to a write is still
+/// to come, and where one never came, because a write that was lost on its way may still be carried out later.
 #[derive(Clone, Debug)]
 pub struct Footprint(Box<[Trace]>);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trace {
-    /// Nothing of ours stands here or is on its way.
-    Clean,
-    /// A write is on its way; the answer will tell.
-    Asked,
+#[derive(Clone, Copy, Debug, Default)]
+struct Trace {
+    /// Writes that are not answered.
+    open: u32,
     /// The node said that our key stands.
-    Standing,
+    standing: bool,
     /// A write was lost on its way. No later answer can rule it out: it may come from another connection.
-    Doubtful,
+    doubtful: bool,
 }
 
 impl Footprint {
     /// Nothing anywhere.
     pub fn none(quorum: Quorum) -> Self {
-        Footprint(vec![Trace::Clean; quorum.nodes()].into())
+        Footprint(vec![Trace::default(); quorum.nodes()].into())
     }
 
     /// A write went out to a node.
     pub fn wrote(&mut self, node: NodeIndex) {
-        let trace = &mut self.0[node];
-        if *trace == Trace::Clean {
-            *trace = Trace::Asked;
-        }
+        self.0[node].open += 1;
     }
 
-    /// A node answered a write.
+    /// A node answered a write, or will not answer it any more. Every write comes to this once.
     pub fn heard(&mut self, node: NodeIndex, answer: &Answer) {
         let trace = &mut self.0[node];
-        *trace = match (*trace, answer) {
-            (Trace::Doubtful, _) => Trace::Doubtful,
-            (_, Answer::Granted | Answer::Present | Answer::Healed) => Trace::Standing,
-            (_, Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted) => Trace::Clean,
-            (Trace::Asked, Answer::Unknown(unknown)) if unknown.may_have_run() => Trace::Doubtful,
-            (Trace::Asked, Answer::Unknown(_)) => Trace::Clean,
-            (trace, Answer::Unknown(_) | Answer::Seen(_) | Answer::Removed(_)) => trace,
-        };
+        trace.open = trace.open.saturating_sub(1);
+        match answer {
+            Answer::Granted | Answer::Present | Answer::Healed => trace.standing = true,
+            Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted => trace.standing = false,
+            Answer::Unknown(unknown) => trace.doubtful |= unknown.may_have_run(),
+            Answer::Seen(_) | Answer::Removed(_) => {}
+        }
     }
 
     /// Whether a key of ours may stand at a node, now or later.
     pub fn may_stand(&self, node: NodeIndex) -> bool {
-        self.0[node] != Trace::Clean
+        let Trace { open, standing, doubtful } = self.0[node];
+        open > 0 || standing || doubtful
     }
 }
 
@@ -171,24 +166,27 @@ mod tests {
     #[test]
     fn a_release_is_owed_wherever_a_key_is_not_ruled_out() {
         let unknown = Answer::Unknown;
-        for (answers, owed) in [
-            (vec![], true), // asked, no answer
-            (vec![Answer::Granted], true),
-            (vec![Answer::Denied], false),
-            (vec![unknown(Unknown::Timeout)], true),
-            (vec![unknown(Unknown::ConnectionLost)], true),
-            (vec![unknown(Unknown::NotConnected)], false),
-            (vec![unknown(Unknown::Refused(Refusal::Loading))], false),
-            (vec![unknown(Unknown::Timeout), Answer::Denied], true), // the first may still arrive
-            (vec![Answer::Granted, unknown(Unknown::NotConnected)], true),
-            (vec![Answer::Granted, Answer::Foreign], false),
-            (vec![Answer::Granted, Answer::Healed], true),
+        for (writes, answers, owed) in [
+            (0, vec![], false),
+            (1, vec![], true), // asked, no answer
+            (1, vec![Answer::Granted], true),
+            (1, vec![Answer::Denied], false),
+            (1, vec![unknown(Unknown::Timeout)], true),
+            (1, vec![unknown(Unknown::ConnectionLost)], true),
+            (1, vec![unknown(Unknown::NotConnected)], false),
+            (1, vec![unknown(Unknown::Refused(Refusal::Loading))], false),
+            (2, vec![unknown(Unknown::Timeout), Answer::Denied], true), // the first may still arrive
+            (2, vec![Answer::Granted, unknown(Unknown::NotConnected)], true),
+            (2, vec![Answer::Granted, Answer::Foreign], false),
+            (2, vec![Answer::Granted, Answer::Healed], true),
+            (2, vec![Answer::Denied], true), // the second is still open
+            (2, vec![Answer::Denied, unknown(Unknown::ConnectionLost)], true),
+            (3, vec![Answer::Denied, unknown(Unknown::ConnectionLost), Answer::Foreign], true),
         ] {
             let mut footprint = Footprint::none(Quorum::of(1));
-            footprint.wrote(0);
+            (0..writes).for_each(|_| footprint.wrote(0));
             answers.iter().for_each(|answer| footprint.heard(0, answer));
-            assert_eq!(footprint.may_stand(0), owed, "{answers:?}");
+            assert_eq!(footprint.may_stand(0), owed, "{writes} writes, {answers:?}");
         }
-        assert!(!Footprint::none(Quorum::of(1)).may_stand(0));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Forwards connections to one port. Dropped, it ends them all.
@@ -13,6 +14,8 @@ pub struct Proxy {
     address: SocketAddr,
     /// One for each connection: set, what comes is thrown away.
     swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+    /// Whether what comes from the server waits.
+    holding: watch::Sender<bool>,
     listening: JoinHandle<()>,
 }
 
@@ -22,18 +25,24 @@ impl Proxy {
         let address = listener.local_addr().expect("a bound listener");
         let swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>> = Arc::default();
         let connections = swallowing.clone();
+        let (holding, held) = watch::channel(false);
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let swallows = Arc::new(AtomicBool::new(false));
                 connections.lock().expect("whole").push(swallows.clone());
-                tokio::spawn(forward(client, port, swallows));
+                tokio::spawn(forward(client, port, swallows, held.clone()));
             }
         });
-        Proxy { address, swallowing, listening }
+        Proxy { address, swallowing, holding, listening }
     }
 
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// From now on replies wait, or go on.
+    pub fn hold_replies(&self, hold: bool) {
+        self.holding.send_replace(hold);
     }
 
     /// The connections that there are stay open, and carry nothing any more. New ones do.
@@ -49,16 +58,26 @@ impl Drop for Proxy {
     }
 }
 
-async fn forward(client: TcpStream, port: u16, swallows: Arc<AtomicBool>) {
+async fn forward(client: TcpStream, port: u16, swallows: Arc<AtomicBool>, held: watch::Receiver<bool>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    tokio::join!(pass_on(from_client, to_server, &swallows), pass_on(from_server, to_client, &swallows));
+    let (_never, not_held) = watch::channel(false);
+    tokio::join!(
+        pass_on(from_client, to_server, &swallows, not_held),
+        pass_on(from_server, to_client, &swallows, held),
+    );
 }
 
-async fn pass_on(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, swallows: &AtomicBool) {
+async fn pass_on(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    swallows: &AtomicBool,
+    mut held: watch::Receiver<bool>,
+) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let _ = held.wait_for(|held| !held).await;
         if !swallows.load(Ordering::Acquire) && to.write_all(&buffer[..length]).await.is_err() {
             return;
         }

@@ -41,10 +41,8 @@ pub(super) static SCRIPTS: [&Script; 4] = [&EXTEND, &RELEASE, &INSPECT, &REMOVE]
 pub(super) enum Form {
     /// By its hash: the server has it.
     Hashed,
-    /// In full: the server does not let us load it.
+    /// In full: the server had lost it, or does not let us load it.
     Full,
-    /// In full, because the server had lost it: this is the second time that the command is sent.
-    Again,
 }
 
 /// The command on the wire.
@@ -56,10 +54,8 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
             set
         }
         Command::Extend { key, value, ttl, heal } => {
-            // Since it was sent for the first time a release may have been queued: then a missing key must not be set again.
-            let heal = *heal && form != Form::Again;
             let mut extend = call(&EXTEND, form, key.as_bytes());
-            extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(heal));
+            extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(*heal));
             extend
         }
         Command::Release { key, value, linger, .. } => {
@@ -75,7 +71,7 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
 fn call(script: &Script, form: Form, key: &[u8]) -> Cmd {
     let (name, body) = match form {
         Form::Hashed => ("EVALSHA", script.hash()),
-        Form::Full | Form::Again => ("EVAL", script.text),
+        Form::Full => ("EVAL", script.text),
     };
     let mut call = redis::cmd(name);
     call.arg(body).arg(1).arg(key);
@@ -162,15 +158,6 @@ mod tests {
             .filter(|part| !part.starts_with(['*', '$']))
             .collect::<Vec<_>>()
             .join(" ")
-    }
-
-    #[test]
-    fn a_repeated_extension_does_not_heal() {
-        let [_, extend, ..] = commands();
-        for (form, end) in [(Form::Hashed, "1000 1"), (Form::Full, "1000 1"), (Form::Again, "1000 0")] {
-            let sent = text(&extend, form);
-            assert!(sent.trim_end().ends_with(end), "{form:?}: {sent}");
-        }
     }
 
     #[test]
