@@ -44,6 +44,12 @@ impl Reply {
         Reply { listener: None, round: RoundId(0), node: 0 }
     }
 
+    /// Whether nobody wants to know.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_to_nobody(&self) -> bool {
+        self.listener.is_none()
+    }
+
     /// Answers.
     pub fn answer(mut self, answer: Answer) {
         if let Some(listener) = self.listener.take() {

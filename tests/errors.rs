@@ -412,3 +412,32 @@ async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_r
         "it got its hour back"
     );
 }
+
+#[tokio::test]
+async fn releases_that_are_refused_are_not_asked_for_in_a_storm() {
+    let cluster = Cluster::start(1).await;
+    let server = &cluster.servers[0];
+    let redlock =
+        cluster.builder().node_timeout(Duration::from_millis(20)).connect().await.expect("all are there");
+    let locks = (0..2_000).map(|number| {
+        let mutex = redlock.mutex(format!("{number}"));
+        async move { promptly(mutex.acquire()).await.expect("free") }
+    });
+    let guards = join_all(locks).await;
+    type_into(&cluster.servers, &["ACL SETUSER default -eval -evalsha"]).await;
+    drop(guards);
+    let refusals = async || -> u64 {
+        let line = server.info("commandstats", "cmdstat_evalsha").await;
+        let count = line.split(',').find_map(|part| part.strip_prefix("rejected_calls="));
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    until("a refusal of each", async || refusals().await >= 2_000).await;
+    let before = refusals().await;
+    // Some twenty-five node timeouts: to ask for all of them in each would be fifty thousand.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let asked = refusals().await - before;
+    assert!(asked < 100, "asked {asked} times");
+
+    type_into(&cluster.servers, &["ACL SETUSER default +eval +evalsha"]).await;
+    cluster.assert_nothing_left().await;
+}

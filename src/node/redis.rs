@@ -51,6 +51,9 @@ const MOST_COMMANDS: usize = 1024;
 /// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
 const TIMEOUTS_IN_A_ROW: u32 = 3;
 
+/// The longest pause before a refused release is asked for again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// The rests between attempts to connect.
 const RECONNECT: Backoff = Backoff::exponential(Duration::from_millis(20), Duration::from_secs(1));
 
@@ -214,6 +217,14 @@ struct Batch {
     sent_at: Timer,
 }
 
+/// What came of the answers to a batch.
+struct HandedOut {
+    /// To be sent in full.
+    again: Vec<Job>,
+    /// A release that was owed is carried out: the server takes them.
+    owed_was_accepted: bool,
+}
+
 /// No handle is left, nothing is on its way, and nothing is owed: the task ends.
 struct Abandoned;
 
@@ -320,10 +331,14 @@ impl Actor {
         let mut heard_at = Timer::now();
         let mut alarm = std::pin::pin!(sleep(Duration::ZERO));
         let mut alarm_is_set = false;
-        // What the server refuses to release is asked for again after a pause.
+        // What the server refuses to release is asked for again: one of it after a pause, and all when that is accepted.
         let mut ask_again = std::pin::pin!(sleep(Duration::ZERO));
         let mut ask_again_is_set = false;
+        let mut pause = self.timeouts.node;
         let mut to_ask = self.owed.len();
+        if to_ask > 0 {
+            tracing::info!(node = self.target.name(), releases = to_ask, "sending owed releases");
+        }
 
         let reason = loop {
             while batches.len() < MOST_BATCHES && !lost {
@@ -355,7 +370,7 @@ impl Actor {
                 // Before the answers, which under load are always there.
                 () = &mut ask_again, if ask_again_is_set => {
                     ask_again_is_set = false;
-                    to_ask = self.owed.len();
+                    to_ask = to_ask.max(1);
                 }
                 Some(answered) = answers.next(), if !batches.is_empty() => {
                     heard_at = Timer::now();
@@ -364,11 +379,15 @@ impl Actor {
                         batches.push_front(batch);
                         break "connection lost";
                     };
-                    let again = self.hand_out(batch, replies, &batches, &waiting);
-                    waiting.extend(again);
-                    if self.owed.len() > to_ask && !ask_again_is_set {
-                        ask_again.as_mut().reset(Timer::now() + self.timeouts.node);
+                    let handed_out = self.hand_out(batch, replies, &batches, &waiting);
+                    waiting.extend(handed_out.again);
+                    if handed_out.owed_was_accepted {
+                        pause = self.timeouts.node;
+                        to_ask = self.owed.len();
+                    } else if self.owed.len() > to_ask && !ask_again_is_set {
+                        ask_again.as_mut().reset(Timer::now() + pause);
                         ask_again_is_set = true;
+                        pause = (pause * 2).min(LONGEST_PAUSE.max(self.timeouts.node));
                     }
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS),
@@ -405,14 +424,18 @@ impl Actor {
         replies: Vec<Wire>,
         later: &VecDeque<Batch>,
         waiting: &[Job],
-    ) -> Vec<Job> {
+    ) -> HandedOut {
         let mut again = Vec::new();
+        let mut owed_was_accepted = false;
         let mut jobs = VecDeque::from(batch.jobs);
         for reply in replies {
             let Some(mut job) = jobs.pop_front() else { break };
             match decode(&job.command, reply) {
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
-                Read::Answer(answer) => job.reply.answer(answer),
+                Read::Answer(answer) => {
+                    owed_was_accepted |= job.reply.is_to_nobody();
+                    job.reply.answer(answer);
+                }
                 Read::NoScript => {
                     let following =
                         jobs.iter().chain(later.iter().flat_map(|batch| &batch.jobs)).chain(waiting);
@@ -426,16 +449,13 @@ impl Actor {
                 }
             }
         }
-        again
+        HandedOut { again, owed_was_accepted }
     }
 
     /// So many of the releases that are owed, at most.
     fn owed_jobs(&mut self, most: usize, form: Form) -> Vec<Job> {
         let since = self.clock.now();
         let owed = self.owed.take(most, since);
-        if !owed.is_empty() {
-            tracing::info!(node = self.target.name(), releases = owed.len(), "sending owed releases");
-        }
         let job = |command| Job { command, reply: Reply::to_nobody(), form, since };
         owed.into_iter().map(job).collect()
     }
