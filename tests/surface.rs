@@ -610,3 +610,36 @@ async fn a_release_that_lingers_is_owed_to_nodes_that_are_away() {
         drop(theirs);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_its_caller_sees_too_late_is_given_back() {
+    let nodes = MemoryNodes::new(3);
+    (0..3).for_each(|node| nodes.delay(node, ms(1)));
+    let redlock = nodes.redlock();
+    let mutex = redlock.mutex("a").ttl(ms(100));
+    let mut attempt = Box::pin(mutex.acquire());
+    assert!(futures::poll!(&mut attempt).is_pending());
+    // The nodes grant, and whoever asked is kept from looking until the validity is over.
+    sleep(ms(200)).await;
+    let error = attempt.await.expect_err("its validity is over");
+    assert!(matches!(error, AcquireError::TooLate(_)), "{error}");
+    nodes.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_is_forgotten_ends_where_nothing_renews_it() {
+    let nodes = MemoryNodes::new(3);
+    let (ours, theirs) = (nodes.redlock(), nodes.redlock());
+    let unrenewed = ours.mutex("a").ttl(secs(2)).renewal(Renewal::Never);
+    std::mem::forget(unrenewed.acquire().await.expect("free"));
+    let bounded = ours.mutex("b").ttl(secs(1)).hold_at_most(secs(5));
+    std::mem::forget(bounded.acquire().await.expect("free"));
+
+    sleep(secs(2)).await;
+    assert!(theirs.mutex("a").try_acquire().await.expect("answered").is_some(), "its ttl is over");
+    assert!(theirs.mutex("b").try_acquire().await.expect("answered").is_none(), "renewed until its bound");
+    // And a moment for the keeper, who wakes at the same moment as this test would.
+    sleep(secs(3) + ms(1)).await;
+    assert!(theirs.mutex("b").try_acquire().await.expect("answered").is_some(), "its bound is reached");
+    nodes.assert_nothing_left();
+}
