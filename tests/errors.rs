@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use harness::proxy::Proxy;
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
-use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, ReleaseOutcome};
+use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, RedlockBuilder, ReleaseOutcome};
 
 const KEY: &str = "redlock:job";
 
@@ -70,6 +70,11 @@ async fn is_a_missing_vote(cluster: &Cluster, redlock: &Redlock, trouble: &Troub
     end(trouble, &cluster.servers[..2]).await;
     until_all_vote(redlock).await;
     cluster.assert_nothing_left().await;
+}
+
+/// Whose rights these tests take away and give back, whoever the other tests log in as.
+fn as_default_user(cluster: &Cluster) -> RedlockBuilder {
+    Redlock::builder().nodes(cluster.addresses())
 }
 
 async fn begin(trouble: &Trouble, servers: &[Server]) {
@@ -339,8 +344,11 @@ async fn a_member_of_a_redis_cluster_can_never_vote() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_is_refused_is_asked_for_again_under_load() {
     let cluster = Cluster::start(1).await;
-    let redlock =
-        cluster.builder().node_timeout(Duration::from_millis(20)).connect().await.expect("all are there");
+    let redlock = as_default_user(&cluster)
+        .node_timeout(Duration::from_millis(20))
+        .connect()
+        .await
+        .expect("all are there");
     let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
     type_into(&cluster.servers, &["ACL SETUSER default resetkeys ~redlock:load*"]).await;
     let _ = guard.release().await;
@@ -365,8 +373,11 @@ async fn a_release_that_is_refused_is_asked_for_again_under_load() {
 #[tokio::test]
 async fn a_release_that_is_refused_is_asked_for_again_after_the_last_handle_and_a_stall() {
     let cluster = Cluster::start(1).await;
-    let redlock =
-        cluster.builder().node_timeout(Duration::from_millis(100)).connect().await.expect("all are there");
+    let redlock = as_default_user(&cluster)
+        .node_timeout(Duration::from_millis(100))
+        .connect()
+        .await
+        .expect("all are there");
     let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
     type_into(&cluster.servers, &["ACL SETUSER default -eval -evalsha"]).await;
     let _ = guard.release().await;
@@ -417,8 +428,11 @@ async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_r
 async fn releases_that_are_refused_are_not_asked_for_in_a_storm() {
     let cluster = Cluster::start(1).await;
     let server = &cluster.servers[0];
-    let redlock =
-        cluster.builder().node_timeout(Duration::from_millis(20)).connect().await.expect("all are there");
+    let redlock = as_default_user(&cluster)
+        .node_timeout(Duration::from_millis(20))
+        .connect()
+        .await
+        .expect("all are there");
     let locks = (0..2_000).map(|number| {
         let mutex = redlock.mutex(format!("{number}"));
         async move { promptly(mutex.acquire()).await.expect("free") }

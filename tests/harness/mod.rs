@@ -7,12 +7,13 @@ mod process;
 pub mod proxy;
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, IntoConnectionInfo};
-use redlock_quorum::{Redlock, RedlockBuilder};
+use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder};
 
 use self::process::{Process, free_port};
 
@@ -28,6 +29,14 @@ pub const CLEAN_UP: Duration = Duration::from_secs(2);
 
 /// Much longer than any [`CLEAN_UP`]: the ttl by default.
 pub const LONG_TTL: Duration = Duration::from_secs(10);
+
+/// With `REDLOCK_TEST_LEAST_RIGHTS` set, clients log in as the user with the least rights: the line in the guide.
+static LEAST_RIGHTS: LazyLock<Option<String>> = LazyLock::new(|| {
+    std::env::var_os("REDLOCK_TEST_LEAST_RIGHTS")?;
+    let guide = include_str!("../../docs/operations.md");
+    let line = guide.lines().find(|line| line.starts_with("ACL SETUSER ")).expect("the line in the guide");
+    Some(line.replace(">PASSWORD", ">secret"))
+});
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -139,12 +148,7 @@ impl Server {
 
     /// As an operator would type it: words between spaces.
     pub async fn type_in<T: FromRedisValue>(&self, line: &str) -> T {
-        let mut words = line.split(' ');
-        let mut command = redis::cmd(words.next().expect("a command"));
-        words.for_each(|word| {
-            command.arg(word);
-        });
-        self.ask(&command).await
+        self.ask(&typed(line)).await
     }
 
     pub async fn set(&self, key: &str, value: &str) {
@@ -176,6 +180,15 @@ impl Server {
     }
 }
 
+fn typed(line: &str) -> Cmd {
+    let mut words = line.split(' ');
+    let mut command = redis::cmd(words.next().expect("a command"));
+    words.for_each(|word| {
+        command.arg(word);
+    });
+    command
+}
+
 fn address(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
@@ -195,6 +208,9 @@ async fn comes_up(process: &mut Process, port: u16) -> bool {
         }
         assert!(started.elapsed() < PROMPT, "the server does not answer on port {port}");
         tokio::time::sleep(POLL).await;
+    }
+    if let Some(line) = LEAST_RIGHTS.as_ref() {
+        try_ask::<()>(port, &typed(line)).await.expect("an operator may make users");
     }
     true
 }
@@ -248,7 +264,11 @@ impl Cluster {
     }
 
     pub fn builder(&self) -> RedlockBuilder {
-        Redlock::builder().nodes(self.addresses())
+        let node = |address: String| match LEAST_RIGHTS.as_ref() {
+            Some(_) => NodeConfig::new(address).username("locks").password("secret"),
+            None => NodeConfig::new(address),
+        };
+        Redlock::builder().nodes(self.addresses().into_iter().map(node))
     }
 
     /// One client over all the nodes, with the settings that are the default.
