@@ -110,7 +110,9 @@ fn refused(error: &ServerError) -> Read {
         return Read::NoScript;
     }
     // A right that is missing inside of a script has no code of its own.
-    let inside = error.details().is_some_and(|text| text.contains("user executing the script can't"));
+    const IN_REDIS: &str = "user executing the script can't";
+    const IN_VALKEY: &str = "ACL failure in script";
+    let inside = error.details().is_some_and(|text| text.contains(IN_REDIS) || text.contains(IN_VALKEY));
     let refusal = if inside { Refusal::NoPermission } else { Refusal::from_code(error.code()) };
     Read::Answer(Answer::Unknown(Unknown::Refused(refusal)))
 }
