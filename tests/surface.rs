@@ -643,3 +643,20 @@ async fn a_guard_that_is_forgotten_ends_where_nothing_renews_it() {
     assert!(theirs.mutex("b").try_acquire().await.expect("answered").is_some(), "its bound is reached");
     nodes.assert_nothing_left();
 }
+
+/// In real time, because the runtime of the nodes stands still here: the keeper that lives on it cannot tell the guard.
+#[test]
+fn the_loss_is_told_by_a_timer_of_the_guards_own() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (standing_still, running) = (runtime(), runtime());
+    let nodes = MemoryNodes::new(3);
+    let guard = standing_still.block_on(async {
+        nodes.redlock().mutex("a").ttl(ms(200)).renewal(Renewal::Never).acquire().await.expect("free")
+    });
+    running.block_on(async {
+        timeout(secs(5), guard.lost()).await.expect("told without the keeper");
+        let watch = guard.watch();
+        timeout(secs(5), watch.lost()).await.expect("told without the keeper");
+    });
+    assert!(guard.remaining() <= ms(5), "not before the margin: {guard:?}");
+}
