@@ -15,6 +15,14 @@ pub enum AcquireError {
     Held(Box<Held>),
     /// Fewer nodes answered than make a majority. Look at the nodes.
     NoQuorum(Box<Report>),
+    /// Enough nodes answered, but some of them were restarted a short while ago and do not vote yet, because they may have
+    /// forgotten to whom they granted a lock. Try again when they do.
+    NotReady {
+        /// How long from now until enough nodes vote.
+        votes_in: Duration,
+        /// What each node said.
+        report: Box<Report>,
+    },
     /// A majority was won, but when it was known here its validity was over. The network, a node or this process was
     /// slower than the ttl: a longer ttl helps.
     TooLate(Box<Report>),
@@ -29,7 +37,9 @@ impl AcquireError {
     pub fn report(&self) -> Option<&Report> {
         match self {
             AcquireError::Held(held) => held.report(),
-            AcquireError::NoQuorum(report) | AcquireError::TooLate(report) => Some(report),
+            AcquireError::NoQuorum(report)
+            | AcquireError::NotReady { report, .. }
+            | AcquireError::TooLate(report) => Some(report),
             AcquireError::Closed | AcquireError::Settings(_) => None,
         }
     }
@@ -41,6 +51,10 @@ impl fmt::Display for AcquireError {
             AcquireError::Held(held) => held.fmt(f),
             AcquireError::NoQuorum(report) => {
                 with_report(f, "no majority of the nodes answered", Some(report))
+            }
+            AcquireError::NotReady { votes_in, report } => {
+                let what = format!("restarted nodes do not vote yet: a majority does in {votes_in:.1?}");
+                with_report(f, &what, Some(report))
             }
             AcquireError::TooLate(report) => with_report(f, "acquired too late to be valid", Some(report)),
             AcquireError::Closed => f.write_str("the Redlock is shut down"),

@@ -67,7 +67,7 @@ impl Inspection {
 }
 
 fn value_seen(answer: &Answer) -> Option<&Value> {
-    match answer {
+    match answer.said() {
         Answer::Seen(Some(sighting)) | Answer::Removed(Some(sighting)) => Some(&sighting.value),
         _ => None,
     }

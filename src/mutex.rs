@@ -370,6 +370,9 @@ impl Mutex {
                 Err(match failure.why {
                     Why::Held { by } => AcquireError::Held(Box::new(Held::remotely(by, report))),
                     Why::NoQuorum => AcquireError::NoQuorum(Box::new(report)),
+                    Why::NotReady { at } => {
+                        AcquireError::NotReady { votes_in: at.since(live.now()), report: Box::new(report) }
+                    }
                     Why::TooLate => AcquireError::TooLate(Box::new(report)),
                 })
             }

@@ -6,14 +6,15 @@
 //! 1. [`quorum`]: a majority of the configured nodes, and when a vote is decided.
 //! 2. [`time`] and [`lease`]: why a majority excludes everybody else until `asked_at + ttl - drift`.
 //! 3. [`command`] and [`store`]: what a node is asked, and what a node does.
-//! 4. [`claim`]: the whole life of one lock, which composes [`attempt`], [`look`], [`hold`] and [`release`] over [`round`]s.
+//! 4. [`admission`]: which node may vote.
+//! 5. [`claim`]: the whole life of one lock, which composes [`attempt`], [`look`], [`hold`] and [`release`] over [`round`]s.
 //!
 //! # What it assumes
 //!
 //! * **A1, rates.** While a key lives, its node's clock and the client's clock move apart by at most
 //!   [`Drift`](time::Drift). A clock that *jumps* breaks this.
 //! * **A2, memory.** A key stays until its expiry or its holder's release. A node that lost its memory breaks this until
-//!   the longest ttl has passed.
+//!   the longest ttl has passed, so [`admission`] keeps it from voting for so long.
 //! * **A3, fresh values.** Every attempt has its own random [`LeaseId`](command::LeaseId).
 //! * **A4, same rules.** All clients of a namespace use the same nodes in this protocol.
 //!
@@ -28,6 +29,7 @@
 //! hears a no there, for as long as the first one holds. An [extension](hold) is the same argument over again: it counts only nodes
 //! at which the key never went away, and only while the lease it prolongs is not over.
 
+pub mod admission;
 pub mod attempt;
 pub mod claim;
 pub mod command;

@@ -81,7 +81,10 @@ impl Stage {
                 ("nodes", count) => nodes = count.parse().expect("a number of nodes"),
                 ("ttl", ttl) => wishes.ttl = length(ttl),
                 ("max_ttl", ttl) => wishes.max_ttl = Some(length(ttl)),
-                ("wait", wait) => patience = Patience::Until(Instant::from_nanos(0) + length(wait)),
+                ("wait", wait) => match wait.strip_suffix(" without restarts") {
+                    Some(wait) => patience = Patience::UntilWithout(Instant::from_nanos(0) + length(wait)),
+                    None => patience = Patience::Until(Instant::from_nanos(0) + length(wait)),
+                },
                 ("try", _) => patience = Patience::Once,
                 ("node_timeout", timeout) => wishes.node_timeout = Some(length(timeout)),
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
@@ -127,6 +130,11 @@ impl Stage {
 
     fn answer(&mut self, node: &str, answer: &str) -> Event {
         let node: NodeIndex = node[1..].parse::<usize>().expect("the number of a node") - 1;
+        // `granted@10s`: said by a node that votes only from then on.
+        let (answer, counts_from) = match answer.split_once('@') {
+            Some((answer, time)) => (answer, Instant::from_nanos(0) + length(time)),
+            None => (answer, Instant::from_nanos(0)),
+        };
         let fits = |command: &Command| match command {
             Command::Acquire { .. } => matches!(answer, "granted" | "denied"),
             Command::Extend { .. } => matches!(answer, "present" | "healed" | "missing" | "foreign"),
@@ -154,7 +162,7 @@ impl Stage {
                 Answer::Seen(Some(Sighting { value, expires_in }))
             }
         };
-        Event::Answer { round, node, answer }
+        Event::Answer { round, node, answer: answer.heard(self.now, counts_from) }
     }
 
     fn tell(&mut self, actions: Vec<Action>) -> Vec<String> {
@@ -206,6 +214,9 @@ impl Stage {
                     Why::Held { by: Some(by) } => format!("held by {by:?}"),
                     Why::Held { by: None } => "held or split".to_owned(),
                     Why::NoQuorum => "no quorum".to_owned(),
+                    Why::NotReady { at } => {
+                        format!("not ready until {:?}", at.since(Instant::from_nanos(0)))
+                    }
                     Why::TooLate => "too late".to_owned(),
                 };
                 format!("FAILED: {why}; {}", failure.report)

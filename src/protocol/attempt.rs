@@ -11,7 +11,7 @@ use super::settings::Terms;
 use super::time::{Instant, Ttl};
 
 /// How the nodes are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Manner {
     /// All at once: one round trip when nobody contends.
     Parallel,
@@ -23,7 +23,7 @@ pub enum Manner {
 const ASKS: u32 = 8;
 
 /// An attempt under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Attempt {
     pub(super) value: Value,
     pub(super) jitter: u64,
@@ -33,7 +33,7 @@ pub struct Attempt {
 }
 
 /// What an ordered attempt knows beside the votes.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Order {
     first: NodeIndex,
     /// How long to leave a node alone after it said no: half a round trip.
@@ -41,7 +41,7 @@ struct Order {
     asked: Box<[Asked]>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Asked {
     times: u32,
     /// When the node, having said no, is asked again.

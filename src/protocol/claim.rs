@@ -15,6 +15,7 @@
 //!
 //! Whoever drops the wish before it is won sends [`Event::Abandon`]: a resting claim just ends, an attempt is rolled back.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use super::wait::{Patience, fraction};
 const SPLITS: u32 = 8;
 
 /// What happens to a claim. Time passes with every event; [`Tick`](Event::Tick) is nothing but time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// Time has passed: sent at [`Claim::wake_at`], and harmless at any other moment.
     Tick,
@@ -64,7 +65,7 @@ pub enum Event {
 }
 
 /// What the world is asked to do. Commands to one node are carried out in the order of the actions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Draw a new LeaseId and a jitter, and hand them back at once as [`Event::Attempt`].
     Draw,
@@ -82,7 +83,7 @@ pub enum Action {
 }
 
 /// What whoever waits for the claim is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
     /// The resource is held.
     Won,
@@ -99,7 +100,7 @@ pub enum Notice {
 }
 
 /// The randomness of one attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Draw {
     /// Written into the keys of this attempt, and of no other.
     pub lease_id: LeaseId,
@@ -108,11 +109,11 @@ pub struct Draw {
 }
 
 /// Tells the extensions by hand apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
 /// Why a claim gave up, by its last attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Failure {
     /// The reason.
     pub why: Why,
@@ -121,7 +122,7 @@ pub struct Failure {
 }
 
 /// The reasons for which an attempt fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Why {
     /// Another holds the resource, or the votes were split until the end.
     Held {
@@ -130,12 +131,17 @@ pub enum Why {
     },
     /// More than N - q nodes gave no answer.
     NoQuorum,
+    /// More than N - q nodes gave no answer that counts, and it would be enough if those did that wait after a restart.
+    NotReady {
+        /// From when enough of them vote.
+        at: Instant,
+    },
     /// A majority was won, but its validity was over when it was heard.
     TooLate,
 }
 
 /// Why an extension by hand brought nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ExtensionFailure {
     /// The lock is lost.
     Lost,
@@ -146,7 +152,7 @@ pub enum ExtensionFailure {
 }
 
 /// How a held lock was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Loss {
     /// No majority confirmed an extension before the validity ended.
     Expired,
@@ -155,7 +161,7 @@ pub enum Loss {
 }
 
 /// One wish to hold one resource.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Claim {
     key: Key,
     signature: Signature,
@@ -173,7 +179,16 @@ pub struct Claim {
     round_trip: Duration,
 }
 
-#[derive(Debug)]
+/// What tells two claims under the same terms apart, for a search that must not visit the same one twice.
+impl Hash for Claim {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Claim { key, signature, terms: _, patience, state, .. } = self;
+        let counters = (self.rounds, self.failures, self.splits, self.round_trip);
+        (key, signature, patience, state, counters, &self.last_failure).hash(hasher);
+    }
+}
+
+#[derive(Clone, Debug, Hash)]
 enum State {
     /// Nothing of ours stands anywhere, or a release is on its way behind it.
     Resting {
@@ -414,7 +429,7 @@ impl Claim {
         attempt.roll_back((&self.key, &self.terms), out);
         self.failures = self.failures.saturating_add(1);
         if attempt.tally().unknown > self.terms.quorum.spare() {
-            return self.rest(now, Why::NoQuorum, attempt.round, attempt.jitter, None, out);
+            return self.rest_without_quorum(now, attempt.round, attempt.jitter, out);
         }
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
         for node in 0..self.terms.quorum.nodes() {
@@ -449,8 +464,25 @@ impl Claim {
                 self.splits = 0;
                 self.rest(now, Why::Held { by: None }, failed, jitter, None, out);
             }
-            Look::Unknown => self.rest(now, Why::NoQuorum, failed, jitter, None, out),
+            Look::Unknown => {
+                let why = self.why_silent(&round);
+                self.rest(now, why, failed, jitter, None, out);
+            }
         }
+    }
+
+    /// Too few votes: tries again after the back-off, or as soon as enough of the nodes that wait after a restart do vote.
+    fn rest_without_quorum(&mut self, now: Instant, votes: Round, jitter: u64, out: &mut Vec<Action>) {
+        let why = self.why_silent(&votes);
+        let Why::NotReady { at } = why else { return self.rest(now, why, votes, jitter, None, out) };
+        self.rest(now, why, votes, jitter, Some(at.since(now)), out);
+        if let State::Resting { until, .. } = &self.state {
+            self.patience.rest_for_restarts(until.since(now));
+        }
+    }
+
+    fn why_silent(&self, votes: &Round) -> Why {
+        votes.ready_at(self.terms.quorum.spare()).map_or(Why::NoQuorum, |at| Why::NotReady { at })
     }
 
     /// Rests before the next attempt, or gives up if this was the only one. A holder whose keys run out earlier is not
@@ -495,7 +527,7 @@ impl Claim {
         let quorum = self.terms.quorum;
         let votes = unfinished.unwrap_or_else(|| Round::to_nobody(self.next_round(), quorum, now));
         let silent = votes.tally().unknown > quorum.spare();
-        (if silent { Why::NoQuorum } else { Why::Held { by: None } }, votes)
+        (if silent { self.why_silent(&votes) } else { Why::Held { by: None } }, votes)
     }
 
     // ── keeping it ──────────────────────────────────────────────────────────────────────────────────────────────────

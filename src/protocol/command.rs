@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::time::Ttl;
+use super::time::{Instant, Ttl};
 
 /// The position of a node in the configured order. All clients of a deployment should use the same order.
 pub type NodeIndex = usize;
@@ -108,7 +108,7 @@ fn hex_digits(lease_id: LeaseId) -> [u8; 32] {
 }
 
 /// The part of a value that stays the same over all attempts: `:{holder}[:{metadata}]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Signature(Arc<str>);
 
 impl Signature {
@@ -122,7 +122,7 @@ impl Signature {
 }
 
 /// What a client asks of one node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
     /// Set the key if it is missing, with an expiry: [`Answer::Granted`] or [`Answer::Denied`].
     Acquire {
@@ -170,7 +170,7 @@ pub enum Command {
 }
 
 /// What one node said to one command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
     /// The key was free and is ours now.
     Granted,
@@ -190,12 +190,43 @@ pub enum Answer {
     Seen(Option<Sighting>),
     /// What stood at the key, which is gone.
     Removed(Option<Sighting>),
+    /// The node does not vote yet, because it may have forgotten what it granted. It did what it was asked all the same.
+    Waiting {
+        /// What it said. It counts for nothing, but a key may stand by it.
+        said: Box<Answer>,
+        /// From when the node votes.
+        counts_from: Instant,
+    },
     /// No answer to the question.
     Unknown(Unknown),
 }
 
+impl Answer {
+    /// The answer as it counts for a node that votes from `counts_from` on, when it is heard now.
+    pub fn heard(self, now: Instant, counts_from: Instant) -> Answer {
+        match self {
+            unknown @ Answer::Unknown(_) => unknown,
+            said if now < counts_from => Answer::Waiting { said: Box::new(said), counts_from },
+            said => said,
+        }
+    }
+
+    /// What the node did, whether or not it counts.
+    pub fn said(&self) -> &Answer {
+        match self {
+            Answer::Waiting { said, .. } => said,
+            said => said,
+        }
+    }
+
+    /// Whether the answer counts for nothing.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Answer::Unknown(_) | Answer::Waiting { .. })
+    }
+}
+
 /// A key as a node saw it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sighting {
     /// What stands there.
     pub value: Value,
@@ -204,7 +235,7 @@ pub struct Sighting {
 }
 
 /// Why a node gave no answer. "No answer" is never read as "no": what was asked may have been done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unknown {
     /// The connection is down and the command was not sent: nothing was done.
     NotConnected,
@@ -241,7 +272,7 @@ impl fmt::Display for Unknown {
 }
 
 /// The error codes with which a server refuses a command, as the first word of its error reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
     /// The server is reading its data from disk.

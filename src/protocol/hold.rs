@@ -14,7 +14,7 @@ use super::time::{Instant, Ttl};
 use super::wait::fraction;
 
 /// What is held.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Hold {
     pub(super) value: Value,
     pub(super) lease: Lease,
@@ -35,7 +35,7 @@ pub struct Hold {
     linger_until: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Extension {
     round: Round,
     ttl: Ttl,

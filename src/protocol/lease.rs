@@ -15,7 +15,7 @@ use super::time::{Drift, Instant, Ttl};
 ///
 /// so until then no other client can find a majority free. (Redlock's `MIN_VALIDITY = TTL - (T2 - T1) - CLOCK_DRIFT`, counted
 /// from T2, is the same moment; as a point in time it cannot underflow and needs no second clock reading.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     valid_until: Instant,
     /// `hold_at_most`: no extension goes beyond.

@@ -28,7 +28,7 @@ pub enum Look {
 impl Look {
     /// Reads a round. Decided as soon as the missing answers cannot change the result.
     pub fn of(round: &Round, quorum: Quorum) -> Look {
-        let silent = round.count(|answer| matches!(answer, Answer::Unknown(_)));
+        let silent = round.count(Answer::is_silence);
         let seen: Vec<Option<&Sighting>> = round.answers().flatten().filter_map(sighting).collect();
         let pending = quorum.nodes() - silent - seen.len();
         let (leader, votes) = most_frequent(&seen);

@@ -2,13 +2,11 @@
 //!
 //! It does not know what is voted on. An acquisition, an extension and a look at a holder all count with it.
 
-use super::command::Unknown;
-
 /// How many nodes were configured, and from that how many make a majority.
 ///
 /// The number of nodes that happen to be reachable never enters: a "majority of those that answer" lets two clients
 /// on two sides of a partition both win.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quorum {
     nodes: usize,
 }
@@ -58,8 +56,8 @@ pub enum Vote {
     Granted,
     /// No.
     Denied,
-    /// The node did not answer the question, and may or may not have done what was asked.
-    Unknown(Unknown),
+    /// The node did not answer the question, or may not vote on it. It may or may not have done what was asked.
+    Unknown,
 }
 
 /// The votes of a round so far. What is neither granted, denied nor unknown is still pending.
@@ -79,7 +77,7 @@ impl Tally {
         match vote {
             Vote::Granted => self.granted += 1,
             Vote::Denied => self.denied += 1,
-            Vote::Unknown(_) => self.unknown += 1,
+            Vote::Unknown => self.unknown += 1,
         }
     }
 

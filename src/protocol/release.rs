@@ -8,7 +8,7 @@ use super::quorum::Quorum;
 use super::round::Round;
 
 /// What a release came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReleaseOutcome {
     /// A majority of nodes held the key until now, and deleted it.
@@ -38,7 +38,7 @@ impl ReleaseOutcome {
         let deleted = round.count(|answer| *answer == Answer::Deleted);
         let foreign = round.count(|answer| *answer == Answer::Foreign);
         let missing = round.count(|answer| *answer == Answer::Missing);
-        let silent = round.count(|answer| matches!(answer, Answer::Unknown(_)));
+        let silent = round.count(Answer::is_silence);
         let answered = deleted + foreign + missing;
         let pending = quorum.nodes() - answered - silent;
 
@@ -64,10 +64,10 @@ impl ReleaseOutcome {
 ///
 /// A release is owed wherever that is not ruled out: where the last answer is not a no, where an answer to a write is still
 /// to come, and where one never came, because a write that was lost on its way may still be carried out later.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Footprint(Box<[Trace]>);
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 struct Trace {
     /// Writes that are not answered.
     open: u32,
@@ -92,11 +92,11 @@ impl Footprint {
     pub fn heard(&mut self, node: NodeIndex, answer: &Answer) {
         let trace = &mut self.0[node];
         trace.open = trace.open.saturating_sub(1);
-        match answer {
+        match answer.said() {
             Answer::Granted | Answer::Present | Answer::Healed => trace.standing = true,
             Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted => trace.standing = false,
             Answer::Unknown(unknown) => trace.doubtful |= unknown.may_have_run(),
-            Answer::Seen(_) | Answer::Removed(_) => {}
+            Answer::Seen(_) | Answer::Removed(_) | Answer::Waiting { .. } => {}
         }
     }
 

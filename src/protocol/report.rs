@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::command::{Answer, Unknown};
 use super::quorum::Quorum;
+use super::time::Instant;
 
 /// What each node said in the round that decided.
 ///
 /// `{}` prints one line, `{:#}` a line for each node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Report {
     quorum: Quorum,
     nodes: Vec<NodeReport>,
@@ -44,9 +45,9 @@ impl Report {
         self.count(no)
     }
 
-    /// How many nodes gave no answer to the question, or were given up.
+    /// How many nodes gave no answer to the question, were given up, or do not vote yet after a restart.
     pub fn unknown(&self) -> usize {
-        self.count(|answer| matches!(answer, Answer::Unknown(_)))
+        self.count(Answer::is_silence)
     }
 
     fn count(&self, what: impl Fn(&Answer) -> bool) -> usize {
@@ -77,16 +78,26 @@ impl fmt::Display for Report {
 }
 
 /// What one node said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeReport {
     name: Arc<str>,
     said: Said,
     after: Option<Duration>,
+    votes_in: Option<Duration>,
 }
 
 impl NodeReport {
-    pub(crate) fn new(name: &Arc<str>, said: Said, after: Option<Duration>) -> Self {
-        NodeReport { name: name.clone(), said, after }
+    /// It answered, so long after it was asked.
+    pub(crate) fn new(name: &Arc<str>, asked_at: Instant, answer: &Answer, after: Duration) -> Self {
+        let votes_in = match answer {
+            Answer::Waiting { counts_from, .. } => Some(counts_from.since(asked_at + after)),
+            _ => None,
+        };
+        NodeReport { name: name.clone(), said: Said::Answer(answer.clone()), after: Some(after), votes_in }
+    }
+
+    pub(crate) fn unheard(name: &Arc<str>, said: Said) -> Self {
+        NodeReport { name: name.clone(), said, after: None, votes_in: None }
     }
 
     /// The address of the node, without a password.
@@ -99,6 +110,12 @@ impl NodeReport {
         self.after
     }
 
+    /// How long after its answer the node will vote, if its answer counts for nothing because it may have forgotten what it
+    /// granted before a restart.
+    pub fn votes_in(&self) -> Option<Duration> {
+        self.votes_in
+    }
+
     /// Whether the node said *yes*: granted, extended, released.
     pub fn is_granted(&self) -> bool {
         matches!(self.said, Said::Answer(Answer::Granted | Answer::Present | Answer::Deleted))
@@ -108,6 +125,10 @@ impl NodeReport {
     pub fn in_words(&self) -> String {
         match (&self.said, self.after) {
             (Said::Answer(Answer::Unknown(unknown)), Some(after)) => format!("{unknown} after {after:.1?}"),
+            (Said::Answer(Answer::Waiting { .. }), Some(after)) => {
+                let votes_in = self.votes_in.unwrap_or_default();
+                format!("waiting after a restart, votes in {votes_in:.1?}, answered after {after:.1?}")
+            }
             (said, Some(after)) => format!("{} after {after:.1?}", said.word()),
             (said, None) => said.word().to_owned(),
         }
@@ -115,7 +136,7 @@ impl NodeReport {
 }
 
 /// What was heard of a node in a round.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Said {
     Answer(Answer),
     NothingYet,
@@ -142,6 +163,7 @@ impl Said {
                 Unknown::Refused(_) => "refused",
                 Unknown::Nonsense => "unintelligible",
             },
+            Said::Answer(Answer::Waiting { .. }) => "waiting after a restart",
             Said::NothingYet => "not heard yet",
             Said::NotAsked => "not asked",
         }
@@ -155,24 +177,28 @@ mod tests {
 
     #[test]
     fn prints_one_line_or_a_line_for_each_node() {
-        let names: Vec<Arc<str>> = vec!["10.0.0.1:6379".into(), "b:1".into(), "c:2".into()];
+        let names: Vec<Arc<str>> = vec!["10.0.0.1:6379".into(), "b:1".into(), "c:2".into(), "d:3".into()];
+        let start = Instant::from_nanos(7);
         let said = [
-            (Said::Answer(Answer::Granted), Some(Duration::from_micros(412))),
-            (
-                Said::Answer(Answer::Unknown(Unknown::Refused(Refusal::Loading))),
-                Some(Duration::from_millis(2)),
-            ),
-            (Said::NothingYet, None),
+            (Answer::Granted, Duration::from_micros(412)),
+            (Answer::Unknown(Unknown::Refused(Refusal::Loading)), Duration::from_millis(2)),
+            (Answer::Granted.heard(start, start + Duration::from_millis(503)), Duration::from_millis(3)),
         ];
-        let nodes =
-            names.iter().zip(said).map(|(name, (said, after))| NodeReport::new(name, said, after)).collect();
-        let report = Report::new(Quorum::of(3), nodes);
+        let answered = names.iter().zip(&said);
+        let mut nodes: Vec<_> =
+            answered.map(|(name, (answer, after))| NodeReport::new(name, start, answer, *after)).collect();
+        nodes.push(NodeReport::unheard(&names[3], Said::NothingYet));
+        let report = Report::new(Quorum::of(4), nodes);
 
-        assert_eq!(report.to_string(), "3 nodes: 1 granted, 1 refused, 1 not heard yet (majority 2)");
+        assert_eq!(
+            report.to_string(),
+            "4 nodes: 1 granted, 1 refused, 1 waiting after a restart, 1 not heard yet (majority 3)"
+        );
         let detail = "10.0.0.1:6379  granted after 412.0µs\n\
                       b:1            refused (LOADING: reads its data from disk) after 2.0ms\n\
-                      c:2            not heard yet";
+                      c:2            waiting after a restart, votes in 500.0ms, answered after 3.0ms\n\
+                      d:3            not heard yet";
         assert_eq!(format!("{report:#}"), detail);
-        assert_eq!((report.granted(), report.denied(), report.unknown()), (1, 0, 1));
+        assert_eq!((report.granted(), report.denied(), report.unknown()), (1, 0, 2));
     }
 }

@@ -10,11 +10,11 @@ use super::settings::Terms;
 use super::time::Instant;
 
 /// Tells the answers of one round from the late answers of an earlier one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoundId(pub u32);
 
 /// One fan-out: when it went out, until when it is waited for, and what each node said.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Round {
     id: RoundId,
     /// The clock before the first byte: every validity that comes out of this round counts from here.
@@ -23,18 +23,19 @@ pub struct Round {
     heard: Box<[Heard]>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Heard {
     /// Nothing was sent to this node in this round.
     NotAsked,
-    Waiting,
+    /// Asked, and not heard yet.
+    Silent,
     Answer(Answer, Duration),
 }
 
 impl Round {
     /// A round that asks every node now.
     pub fn to_all(id: RoundId, quorum: Quorum, asked_at: Instant, patience: Duration) -> Self {
-        let heard = vec![Heard::Waiting; quorum.nodes()].into();
+        let heard = vec![Heard::Silent; quorum.nodes()].into();
         Round { id, asked_at, deadline: asked_at + patience, heard }
     }
 
@@ -47,7 +48,7 @@ impl Round {
         patience: Duration,
     ) -> Self {
         let mut round = Round::to_nobody(id, quorum, asked_at);
-        round.heard[node] = Heard::Waiting;
+        round.heard[node] = Heard::Silent;
         round.deadline = asked_at + patience;
         round
     }
@@ -79,12 +80,12 @@ impl Round {
 
     /// Asks a node (again) in this round.
     pub fn ask(&mut self, node: NodeIndex) {
-        self.heard[node] = Heard::Waiting;
+        self.heard[node] = Heard::Silent;
     }
 
     /// Takes in an answer that was heard now. False if nothing was asked: a second answer changes nothing.
     pub fn hear(&mut self, node: NodeIndex, answer: Answer, now: Instant) -> bool {
-        let expected = self.heard[node] == Heard::Waiting;
+        let expected = self.heard[node] == Heard::Silent;
         if expected {
             self.heard[node] = Heard::Answer(answer, now.since(self.asked_at));
         }
@@ -94,7 +95,7 @@ impl Round {
     /// Gives up on the nodes that have not answered: they are unknown, not a no.
     pub fn give_up(&mut self, now: Instant) {
         let after = now.since(self.asked_at);
-        for heard in self.heard.iter_mut().filter(|heard| **heard == Heard::Waiting) {
+        for heard in self.heard.iter_mut().filter(|heard| **heard == Heard::Silent) {
             *heard = Heard::Answer(Answer::Unknown(Unknown::Timeout), after);
         }
     }
@@ -103,7 +104,7 @@ impl Round {
     pub fn answers(&self) -> impl Iterator<Item = Option<&Answer>> {
         self.heard.iter().map(|heard| match heard {
             Heard::Answer(answer, _) => Some(answer),
-            Heard::NotAsked | Heard::Waiting => None,
+            Heard::NotAsked | Heard::Silent => None,
         })
     }
 
@@ -115,7 +116,7 @@ impl Round {
     /// How long the slowest node took that did answer.
     pub fn slowest_answer(&self) -> Option<Duration> {
         let answered = self.heard.iter().filter_map(|heard| match heard {
-            Heard::Answer(Answer::Unknown(_), _) | Heard::NotAsked | Heard::Waiting => None,
+            Heard::Answer(Answer::Unknown(_), _) | Heard::NotAsked | Heard::Silent => None,
             Heard::Answer(_, after) => Some(*after),
         });
         answered.max()
@@ -131,6 +132,19 @@ impl Round {
         self.answers().flatten().map(vote).collect()
     }
 
+    /// When nodes that wait will vote, so that no more than `spare` are without a vote; `None` if they do not make that
+    /// difference.
+    pub fn ready_at(&self, spare: usize) -> Option<Instant> {
+        let missing = self.tally().unknown.checked_sub(spare + 1)?;
+        let waiting = self.answers().flatten().filter_map(|answer| match answer {
+            Answer::Waiting { counts_from, .. } => Some(*counts_from),
+            _ => None,
+        });
+        let mut waiting: Vec<Instant> = waiting.collect();
+        waiting.sort_unstable();
+        waiting.get(missing).copied()
+    }
+
     /// Where the vote stands.
     pub fn decision(&self, quorum: Quorum) -> Decision {
         quorum.decide(self.tally())
@@ -139,9 +153,9 @@ impl Round {
     /// The same for people.
     pub fn report(&self, terms: &Terms) -> Report {
         let nodes = terms.nodes.iter().zip(&self.heard).map(|(name, heard)| match heard {
-            Heard::Answer(answer, after) => NodeReport::new(name, Said::Answer(answer.clone()), Some(*after)),
-            Heard::Waiting => NodeReport::new(name, Said::NothingYet, None),
-            Heard::NotAsked => NodeReport::new(name, Said::NotAsked, None),
+            Heard::Answer(answer, after) => NodeReport::new(name, self.asked_at, answer, *after),
+            Heard::Silent => NodeReport::unheard(name, Said::NothingYet),
+            Heard::NotAsked => NodeReport::unheard(name, Said::NotAsked),
         });
         Report::new(terms.quorum, nodes.collect())
     }
@@ -154,8 +168,9 @@ pub fn vote(answer: &Answer) -> Vote {
     match answer {
         Answer::Granted | Answer::Present => Vote::Granted,
         Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign => Vote::Denied,
-        Answer::Unknown(unknown) => Vote::Unknown(*unknown),
-        Answer::Deleted | Answer::Seen(_) | Answer::Removed(_) => Vote::Unknown(Unknown::Nonsense),
+        Answer::Unknown(_) | Answer::Waiting { .. } => Vote::Unknown,
+        // No answers to that question.
+        Answer::Deleted | Answer::Seen(_) | Answer::Removed(_) => Vote::Unknown,
     }
 }
 

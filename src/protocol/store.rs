@@ -7,12 +7,12 @@ use super::command::{Answer, Command, Key, Sighting, Value};
 use super::time::{Instant, Ttl};
 
 /// Keys with values and expiries. Its clock is whatever it is told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Store {
     entries: BTreeMap<Key, Entry>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Entry {
     value: Value,
     expires_at: Instant,

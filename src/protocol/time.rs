@@ -66,6 +66,11 @@ impl Ttl {
         Ttl(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// So many milliseconds.
+    pub const fn from_millis(millis: u64) -> Self {
+        Ttl(millis)
+    }
+
     /// No time at all.
     pub const ZERO: Ttl = Ttl(0);
 
@@ -91,7 +96,7 @@ impl fmt::Debug for Ttl {
 /// The allowance for a ttl `T` is `ceil(T * parts_per_million / 10^6) + constant`: the rate difference that we tolerate,
 /// and a constant for the whole milliseconds in which a server expires keys (the `clock_drift` of the Redlock description,
 /// which has the same two terms).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Drift {
     /// Tolerated difference of rates; 10 000 is one percent.
     pub parts_per_million: u32,

@@ -9,12 +9,15 @@ use super::settings::SettingsError;
 use super::time::Instant;
 
 /// For how long a claim tries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Patience {
     /// `try_acquire`: until it is clear whether somebody holds the resource. Split votes are settled.
     Once,
     /// `acquire`: until this moment.
     Until(Instant),
+    /// `acquire` by a caller who did not say for how long: until this moment, and as much longer as it rests only because
+    /// nodes wait after a restart.
+    UntilWithout(Instant),
 }
 
 impl Patience {
@@ -22,7 +25,14 @@ impl Patience {
     pub fn ends_at(self) -> Instant {
         match self {
             Patience::Once => Instant::NEVER,
-            Patience::Until(moment) => moment,
+            Patience::Until(moment) | Patience::UntilWithout(moment) => moment,
+        }
+    }
+
+    /// A rest of this length is taken only because nodes wait after a restart.
+    pub fn rest_for_restarts(&mut self, rest: Duration) {
+        if let Patience::UntilWithout(moment) = self {
+            *moment = *moment + rest;
         }
     }
 }
