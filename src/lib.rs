@@ -51,6 +51,9 @@ mod queue;
 mod redlock;
 mod sync;
 
+#[cfg(feature = "sim")]
+pub mod sim;
+
 // The protocol and the doors: open to tests and simulations, and without any promise of stability.
 #[cfg(not(feature = "sim"))]
 #[allow(unreachable_pub)]

@@ -6,7 +6,7 @@ use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
 use crate::protocol::round::RoundId;
 
 pub(crate) mod memory;
-mod owed;
+pub(crate) mod owed;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 

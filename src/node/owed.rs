@@ -8,12 +8,13 @@ use crate::protocol::time::{Instant, Ttl};
 /// What is owed to one node.
 ///
 /// Bounded: beyond that the oldest are let go, which end by themselves first.
-#[derive(Default)]
-pub(super) struct Owed {
+#[derive(Clone, Default, Hash)]
+pub(crate) struct Owed {
     releases: VecDeque<OwedRelease>,
 }
 
 /// A release that was not carried out.
+#[derive(Clone, Hash)]
 struct OwedRelease {
     key: Key,
     value: Value,
@@ -28,7 +29,7 @@ const MOST: usize = 1 << 16;
 
 impl Owed {
     /// Remembers a command that was submitted at `since` and will not be carried out, if it is a release that is still owed.
-    pub(super) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
+    pub(crate) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
         let Command::Release { key, value, linger, owed_for } = command else { return };
         let (linger_until, until) = (since + linger.as_duration(), since + owed_for);
         if now >= until {
@@ -41,7 +42,7 @@ impl Owed {
     }
 
     /// What is still worth sending, at most `most`, in the order in which it was remembered.
-    pub(super) fn take(&mut self, most: usize, now: Instant) -> Vec<Command> {
+    pub(crate) fn take(&mut self, most: usize, now: Instant) -> Vec<Command> {
         let mut taken = Vec::new();
         while taken.len() < most {
             let Some(OwedRelease { key, value, linger_until, until }) = self.releases.pop_front() else {

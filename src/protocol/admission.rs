@@ -30,7 +30,7 @@ pub enum RestartProtection {
 }
 
 /// What a server says of itself when a connection to it is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Introduction {
     /// Whose memory it is.
     pub identity: Identity,
@@ -97,6 +97,11 @@ impl Admission {
             RestartProtection::Off => Duration::ZERO,
         };
         Admission { wait, drift, trusted, known: None }
+    }
+
+    /// The same for whoever sees the node for the first time.
+    pub fn forgetting(&self) -> Self {
+        Admission { known: None, ..self.clone() }
     }
 
     /// How long a node waits at most.

@@ -169,6 +169,29 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The key that it is about.
+    pub fn key(&self) -> &Key {
+        match self {
+            Command::Acquire { key, .. }
+            | Command::Extend { key, .. }
+            | Command::Release { key, .. }
+            | Command::Inspect { key }
+            | Command::Remove { key } => key,
+        }
+    }
+
+    /// The value that it writes or compares.
+    pub fn value(&self) -> Option<&Value> {
+        match self {
+            Command::Acquire { value, .. }
+            | Command::Extend { value, .. }
+            | Command::Release { value, .. } => Some(value),
+            Command::Inspect { .. } | Command::Remove { .. } => None,
+        }
+    }
+}
+
 /// What one node said to one command.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {

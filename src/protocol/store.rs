@@ -96,6 +96,11 @@ impl Store {
         alive.map(|(key, entry)| (key, &entry.value))
     }
 
+    /// When the keys expire.
+    pub fn expiries(&self) -> impl Iterator<Item = Instant> {
+        self.entries.values().map(|entry| entry.expires_at)
+    }
+
     fn set(&mut self, now: Instant, key: &Key, value: &Value, ttl: Ttl) {
         self.put(now, key, value, ttl.as_duration());
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A point on the time line of the clock door: nanoseconds since an origin that only this process knows.
 ///
 /// Addition saturates at [`Instant::NEVER`], so `Duration::MAX` means "never" wherever a length of time is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {

@@ -1,0 +1,180 @@
+//! What must hold in every history, looked at after every step; and what must hold once everything that went wrong is mended.
+
+use std::fmt;
+
+use super::world::{ClientIndex, Note, World};
+use crate::protocol::claim::{Loss, Notice};
+use crate::protocol::command::{Command, NodeIndex, Value};
+use crate::protocol::time::Instant;
+
+/// What went wrong in a history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// Two clients believed at one moment that they hold.
+    TwoHolders(ClientIndex, ClientIndex),
+    /// A validity that was over went on.
+    Revived(ClientIndex),
+    /// A validity that was told ended earlier, without a release and without a loss.
+    Shortened(ClientIndex),
+    /// A lock was lost because its keys were gone, though nothing had taken them.
+    LostWithoutCause(ClientIndex),
+    /// A lock was extended for a client although another had held it since it was won.
+    ExtendedOverAnother(ClientIndex),
+    /// An extension was sent although the lease was over, or released.
+    ExtendedAfterTheEnd(ClientIndex),
+    /// A claim is woken when it asked to be, and asks to be woken at the same moment again and again.
+    WokenInVain(ClientIndex),
+    /// Everything was mended, and a client that wants the free resource does not get it.
+    NoProgress(ClientIndex),
+    /// Everything was mended and released, and a key stands.
+    LeftBehind(NodeIndex, Value),
+}
+
+impl Violation {
+    /// Whether it is the same kind of violation.
+    pub fn is_like(&self, other: &Violation) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Violation::TwoHolders(one, other) => write!(f, "c{} and c{} hold at once", one + 1, other + 1),
+            Violation::Revived(client) => write!(f, "the lock of c{} was over, and is back", client + 1),
+            Violation::Shortened(client) => write!(f, "the validity of c{} was shortened", client + 1),
+            Violation::LostWithoutCause(client) => write!(f, "c{} lost its lock without a cause", client + 1),
+            Violation::ExtendedOverAnother(client) => {
+                write!(f, "c{} extended a lock that another had held meanwhile", client + 1)
+            }
+            Violation::ExtendedAfterTheEnd(client) => {
+                write!(f, "c{} sent an extension for a lock that was over", client + 1)
+            }
+            Violation::WokenInVain(client) => write!(f, "c{} is woken in vain", client + 1),
+            Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
+            Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
+        }
+    }
+}
+
+/// Looks at a world after every step. It remembers what a single look cannot show.
+#[derive(Clone, Debug, Default, Hash)]
+pub struct Checker {
+    seen: Vec<Seen>,
+}
+
+/// A claim may have several things to do at one moment, one after the other, but not this many.
+const MOST_WAKES: u32 = 8;
+
+/// What was seen of a client's present claim.
+#[derive(Clone, Debug, Default, Hash)]
+struct Seen {
+    claim: u32,
+    valid_until: Option<Instant>,
+    /// The loss was told.
+    lost: bool,
+    /// What was released last.
+    released: Option<Value>,
+    /// It held, and does not any more.
+    over: bool,
+    /// When it was woken last, and how often without time having passed.
+    woken: (Instant, u32),
+    /// When another client won since this one did, on this one's clock.
+    another_won_at: Option<Instant>,
+}
+
+impl Checker {
+    /// Looks at the world after a step.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong there.
+    pub fn look(&mut self, world: &World) -> Result<(), Violation> {
+        let clients = world.scope().clients;
+        self.seen.resize(clients, Seen::default());
+        let mut holder = None;
+        for note in world.notes() {
+            self.judge(world, note)?;
+        }
+        for client in 0..clients {
+            let holds_until = world.holds_until(client);
+            if holds_until.is_some() {
+                if let Some(other) = holder.replace(client) {
+                    return Err(Violation::TwoHolders(other, client));
+                }
+            }
+            self.follow(world, client, holds_until)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a validity only ever grows, and ends once.
+    fn follow(
+        &mut self,
+        world: &World,
+        client: ClientIndex,
+        holds_until: Option<Instant>,
+    ) -> Result<(), Violation> {
+        let seen = &mut self.seen[client];
+        if seen.claim != world.begun(client) {
+            *seen = Seen { claim: world.begun(client), ..Seen::default() };
+        }
+        if seen.over && holds_until.is_some() {
+            return Err(Violation::Revived(client));
+        }
+        seen.over |= seen.valid_until.is_some() && holds_until.is_none();
+        let Some(until) = holds_until else { return Ok(()) };
+        if seen.valid_until.is_some_and(|before| until < before) {
+            return Err(Violation::Shortened(client));
+        }
+        if seen.valid_until.is_some_and(|before| until > before) {
+            let scope = world.scope();
+            let certain = scope.max_ttl().as_duration() - scope.drift().allowance(scope.max_ttl());
+            let asked_at = until - certain;
+            if scope.answers_come_back() && seen.another_won_at.is_some_and(|won_at| asked_at > won_at) {
+                return Err(Violation::ExtendedOverAnother(client));
+            }
+        }
+        seen.valid_until = Some(until);
+        Ok(())
+    }
+
+    fn judge(&mut self, world: &World, note: &Note) -> Result<(), Violation> {
+        match note {
+            Note::Sent { client, command: Command::Extend { value, .. }, .. } => {
+                let seen = &self.seen[*client];
+                let over = seen.valid_until.is_none_or(|until| world.local(*client) >= until);
+                if over || seen.lost || seen.released.as_ref() == Some(value) {
+                    return Err(Violation::ExtendedAfterTheEnd(*client));
+                }
+            }
+            Note::Sent { client, command: Command::Release { value, .. }, .. } => {
+                self.seen[*client].released = Some(value.clone());
+            }
+            Note::Told { client, notice: Notice::Won } => {
+                for (other, seen) in self.seen.iter_mut().enumerate() {
+                    if other != *client && seen.valid_until.is_some() {
+                        seen.another_won_at.get_or_insert(world.local(other));
+                    }
+                }
+            }
+            Note::Told { client, notice: Notice::Lost(loss) } => {
+                self.seen[*client].lost = true;
+                if *loss == Loss::KeysGone && !world.memory_changed() {
+                    return Err(Violation::LostWithoutCause(*client));
+                }
+            }
+            Note::Woken { client } => {
+                let (now, seen) = (world.local(*client), &mut self.seen[*client]);
+                let due = world.claim(*client).map_or(Instant::NEVER, |claim| claim.wake_at());
+                let times = if seen.woken.0 == now && due <= now { seen.woken.1 + 1 } else { 1 };
+                seen.woken = (now, times);
+                if times > MOST_WAKES {
+                    return Err(Violation::WokenInVain(*client));
+                }
+            }
+            Note::Sent { .. } | Note::Told { .. } => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,421 @@
+//! Mistakes, planted by name, to test the test: each is one that a published library makes or that a proof rules out, and each
+//! must be caught. They are adapters around the protocol, at its doors; the protocol itself knows nothing of them.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::fault::FaultKind;
+use super::scope::Scope;
+use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
+use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
+use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value};
+use crate::protocol::round::RoundId;
+use crate::protocol::store::Store;
+use crate::protocol::time::{Instant, Ttl};
+
+/// One mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mutant {
+    /// All attempts of a claim have one LeaseId.
+    ReusedLeaseId,
+    /// The validity is counted from when the majority was heard.
+    ValidFromTheReply,
+    /// The validity of an ordered attempt is counted from when the last node was asked.
+    StartMovedInTheOrderedRetry,
+    /// Nothing is taken off the validity for clocks.
+    DriftIgnored,
+    /// A majority that was heard after its validity is a lock, which looks valid for ever.
+    TooLateUnnoticed,
+    /// An extension that is confirmed after the end of the lease counts.
+    LateExtensionCounts,
+    /// A key that was set again counts in the round that set it.
+    HealedCountsAtOnce,
+    /// One node that lost the key is a loss.
+    OneDenialIsALoss,
+    /// A node that does not answer an extension has lost the key.
+    SilenceIsANo,
+    /// A failed extension deletes the keys.
+    ReleaseOnFailedExtension,
+    /// An extension sets the expiry, also to an earlier one.
+    ExtensionShortens,
+    /// Extensions go on after the lock is lost.
+    HealAfterTheEnd,
+    /// An extension follows the release.
+    ExtensionAfterTheRelease,
+    /// Half of the nodes are a majority.
+    HalfIsAMajority,
+    /// A majority of the nodes that can be reached is enough.
+    ReachableNodesCount,
+    /// An attempt waits for all nodes.
+    AllMustAnswer,
+    /// A failed attempt leaves its keys.
+    NoRollback,
+    /// The roll-back leaves out nodes that have not answered.
+    RollbackSkipsSilentNodes,
+    /// A dropped attempt leaves its keys.
+    DroppedWithoutRollback,
+    /// A release deletes the key, whoever's it is.
+    ReleaseWithoutComparison,
+    /// A key is set, whether or not it is there.
+    SetWithoutNx,
+    /// What was not answered is sent again on the next connection.
+    TransportResends,
+    /// The client's clock stands still while it does.
+    ClockStopsInAPause,
+    /// Two of the nodes are one server.
+    SameServerTwice,
+    /// A node that restarted votes at once.
+    RestartedNodeVotes,
+    /// A node that waits is counted all the same.
+    WaitingNodeCounts,
+    /// The age of a process is taken for more exact than it is.
+    UptimeTakenAsExact,
+    /// The age of a promoted replica is taken for the age of its memory.
+    PromotedReplicaIsOld,
+    /// The age of whoever answers now is taken for the age of the memory at this address.
+    ChangeIsJudgedByAge,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 29] = [
+        Mutant::ReusedLeaseId,
+        Mutant::ValidFromTheReply,
+        Mutant::StartMovedInTheOrderedRetry,
+        Mutant::DriftIgnored,
+        Mutant::TooLateUnnoticed,
+        Mutant::LateExtensionCounts,
+        Mutant::HealedCountsAtOnce,
+        Mutant::OneDenialIsALoss,
+        Mutant::SilenceIsANo,
+        Mutant::ReleaseOnFailedExtension,
+        Mutant::ExtensionShortens,
+        Mutant::HealAfterTheEnd,
+        Mutant::ExtensionAfterTheRelease,
+        Mutant::HalfIsAMajority,
+        Mutant::ReachableNodesCount,
+        Mutant::AllMustAnswer,
+        Mutant::NoRollback,
+        Mutant::RollbackSkipsSilentNodes,
+        Mutant::DroppedWithoutRollback,
+        Mutant::ReleaseWithoutComparison,
+        Mutant::SetWithoutNx,
+        Mutant::TransportResends,
+        Mutant::ClockStopsInAPause,
+        Mutant::SameServerTwice,
+        Mutant::RestartedNodeVotes,
+        Mutant::WaitingNodeCounts,
+        Mutant::UptimeTakenAsExact,
+        Mutant::PromotedReplicaIsOld,
+        Mutant::ChangeIsJudgedByAge,
+    ];
+
+    /// The number of nodes with which it shows, if not with any.
+    pub(super) fn nodes(self) -> Option<usize> {
+        match self {
+            Mutant::HalfIsAMajority => Some(4),
+            Mutant::SameServerTwice => Some(3),
+            _ => None,
+        }
+    }
+
+    /// The faults among which it shows.
+    pub fn kinds(self) -> &'static [FaultKind] {
+        match self {
+            // Safe as long as nobody deletes the keys of another.
+            Mutant::HealedCountsAtOnce => &[FaultKind::Deletions, FaultKind::Pauses, FaultKind::Stalls],
+            _ => &FaultKind::HARMLESS,
+        }
+    }
+
+    pub(super) fn distort_draw(self, draw: Draw, quirk: &mut Quirk) -> Draw {
+        match self {
+            Mutant::ReusedLeaseId => Draw { lease_id: *quirk.first_id.get_or_insert(draw.lease_id), ..draw },
+            _ => draw,
+        }
+    }
+
+    /// Changes what a claim hears, when it believes to hear it, and what it hears beside it. False if it hears nothing.
+    pub(super) fn distort_event(
+        self,
+        event: &mut Event,
+        now: &mut Instant,
+        claim: &Claim,
+        quirk: &mut Quirk,
+        mail: &mut VecDeque<Event>,
+    ) -> bool {
+        match event {
+            Event::Tick => !self.sleeps(claim, quirk),
+            Event::Answer { round, node, answer } => {
+                let (round, node) = (*round, *node);
+                quirk.hear(round, node, answer);
+                let to_all_others = |answer: Answer| {
+                    let others = (0..quirk.nodes).filter(move |other| *other != node);
+                    others.map(move |node| Event::Answer { round, node, answer: answer.clone() })
+                };
+                let extension = quirk.extension.as_ref().filter(|asked| asked.round == round);
+                let attempt = quirk.attempt.as_ref().filter(|asked| asked.round == round);
+                match self {
+                    Mutant::AllMustAnswer if attempt.is_some_and(|asked| !asked.silent.is_empty()) => {
+                        quirk.kept_back.push(event.clone());
+                        return false;
+                    }
+                    Mutant::AllMustAnswer => mail.extend(quirk.kept_back.drain(..)),
+                    Mutant::TooLateUnnoticed => *now = attempt.map_or(*now, |asked| asked.first_sent_at),
+                    Mutant::LateExtensionCounts => *now = extension.map_or(*now, |asked| asked.first_sent_at),
+                    Mutant::HealedCountsAtOnce if *answer == Answer::Healed => *answer = Answer::Present,
+                    Mutant::WaitingNodeCounts => *answer = answer.said().clone(),
+                    Mutant::SilenceIsANo if extension.is_some() && answer.is_silence() => {
+                        *answer = Answer::Foreign
+                    }
+                    Mutant::OneDenialIsALoss
+                        if extension.is_some() && matches!(answer, Answer::Foreign | Answer::Healed) =>
+                    {
+                        mail.extend(to_all_others(Answer::Foreign));
+                    }
+                    Mutant::HalfIsAMajority
+                        if attempt.is_some_and(|asked| 2 * asked.granted == quirk.nodes) =>
+                    {
+                        mail.extend(to_all_others(Answer::Granted));
+                    }
+                    Mutant::ReachableNodesCount
+                        if attempt
+                            .is_some_and(|asked| 2 * asked.granted > quirk.nodes - asked.unreachable) =>
+                    {
+                        mail.extend(to_all_others(Answer::Granted));
+                    }
+                    _ => {}
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether a claim that is due is not woken.
+    fn sleeps(self, claim: &Claim, quirk: &Quirk) -> bool {
+        let open = |asked: &Option<Asked>| asked.as_ref().is_some_and(|asked| !asked.silent.is_empty());
+        match self {
+            Mutant::AllMustAnswer => claim.phase() == Phase::Claiming && open(&quirk.attempt),
+            Mutant::LateExtensionCounts => claim.phase() == Phase::Held && open(&quirk.extension),
+            _ => false,
+        }
+    }
+
+    /// Changes what a claim does.
+    pub(super) fn distort_actions(
+        self,
+        actions: &mut Vec<Action>,
+        claim: &Claim,
+        quirk: &mut Quirk,
+        now: Instant,
+        scope: &Scope,
+    ) {
+        quirk.nodes = scope.nodes;
+        actions.iter().for_each(|action| quirk.see(action, now));
+        let is_release =
+            |action: &Action| matches!(action, Action::Send { command: Command::Release { .. }, .. });
+        let extend = |(key, value)| Command::Extend { key, value, ttl: scope.max_ttl(), heal: true };
+        let owed_for = scope.max_ttl().as_duration();
+        let release = |(key, value)| Command::Release { key, value, linger: Ttl::ZERO, owed_for };
+        match self {
+            Mutant::NoRollback if quirk.won_at.is_none() => actions.retain(|action| !is_release(action)),
+            Mutant::DroppedWithoutRollback if quirk.won_at.is_none() && claim.phase() == Phase::Over => {
+                actions.retain(|action| !is_release(action));
+            }
+            Mutant::RollbackSkipsSilentNodes => {
+                let silent = quirk.attempt.as_ref().map(|asked| asked.silent.clone()).unwrap_or_default();
+                actions.retain(|action| match action {
+                    Action::Send { node, .. } => !(is_release(action) && silent.contains(node)),
+                    _ => true,
+                });
+            }
+            Mutant::ReleaseOnFailedExtension => {
+                let failed = quirk.extension.as_ref().filter(|asked| asked.unknown > scope.nodes / 2);
+                if failed.is_some() {
+                    actions.extend(quirk.to_all(release));
+                    quirk.extension = None;
+                }
+            }
+            Mutant::HealAfterTheEnd
+                if actions.iter().any(|action| matches!(action, Action::Tell(Notice::Lost(_)))) =>
+            {
+                actions.extend(quirk.to_all(extend));
+            }
+            Mutant::ExtensionAfterTheRelease if quirk.won_at.is_some() && actions.iter().any(is_release) => {
+                actions.extend(quirk.to_all(extend));
+            }
+            _ => {}
+        }
+    }
+
+    /// Until when whoever waits for a claim believes that it holds.
+    pub(super) fn believes_until(self, claim: &Claim, quirk: &Quirk, scope: &Scope) -> Option<Instant> {
+        let told = claim.valid_until().filter(|_| claim.phase() == Phase::Held);
+        let ttl = scope.max_ttl().as_duration();
+        let certain = ttl.saturating_sub(scope.drift().allowance(scope.max_ttl()));
+        let (Some(won_at), Some(attempt)) = (quirk.won_at, &quirk.attempt) else { return told };
+        match self {
+            _ if claim.phase() == Phase::Over => None,
+            Mutant::ValidFromTheReply => told.max(Some(won_at + certain)),
+            Mutant::StartMovedInTheOrderedRetry => told.max(Some(attempt.last_sent_at + certain)),
+            Mutant::DriftIgnored => told.max(Some(attempt.first_sent_at + ttl)),
+            Mutant::TooLateUnnoticed if won_at >= attempt.first_sent_at + certain => Some(Instant::NEVER),
+            _ => told,
+        }
+    }
+
+    pub(super) fn admit(
+        self,
+        admission: &mut Admission,
+        now: Instant,
+        introduction: &Introduction,
+    ) -> Standing {
+        let mut introduction = introduction.clone();
+        match self {
+            Mutant::RestartedNodeVotes => return Standing { counts_from: now, reason: Reason::Known },
+            Mutant::UptimeTakenAsExact => introduction.uptime += Duration::from_secs(1),
+            Mutant::PromotedReplicaIsOld => {
+                introduction.always_master = true;
+                *admission = admission.forgetting();
+            }
+            Mutant::ChangeIsJudgedByAge => *admission = admission.forgetting(),
+            _ => {}
+        }
+        admission.admit(now, Some(&introduction))
+    }
+
+    /// The server behind a node.
+    pub(super) fn server_behind(self, node: NodeIndex) -> NodeIndex {
+        if self == Mutant::SameServerTwice && node == 1 { 0 } else { node }
+    }
+
+    /// What a node does.
+    pub(super) fn carry_out(self, store: &mut Store, time: Instant, command: &Command) -> Answer {
+        match (self, command) {
+            (Mutant::ExtensionShortens, Command::Extend { key, value, ttl, .. }) => {
+                let answer = store.apply(time, command);
+                if answer == Answer::Present {
+                    store.put(time, key, value, ttl.as_duration());
+                }
+                answer
+            }
+            (Mutant::ReleaseWithoutComparison, Command::Release { key, .. }) => {
+                if store.remove(time, key) {
+                    Answer::Deleted
+                } else {
+                    Answer::Missing
+                }
+            }
+            (Mutant::SetWithoutNx, Command::Acquire { key, value, ttl }) => {
+                store.put(time, key, value, ttl.as_duration());
+                Answer::Granted
+            }
+            _ => store.apply(time, command),
+        }
+    }
+
+    /// What a transport sends again on a new connection, of what was not answered on the old one.
+    pub(super) fn sends_again(self, command: &Command) -> bool {
+        self == Mutant::TransportResends && matches!(command, Command::Acquire { .. })
+    }
+
+    pub(super) fn clock_stops_in_a_pause(self) -> bool {
+        self == Mutant::ClockStopsInAPause
+    }
+}
+
+/// What a mutant remembers of a client's claim.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Quirk {
+    nodes: usize,
+    first_id: Option<LeaseId>,
+    /// The last attempt, and the last extension.
+    attempt: Option<Asked>,
+    extension: Option<Asked>,
+    won_at: Option<Instant>,
+    kept_back: Vec<Event>,
+}
+
+/// A round of writes.
+#[derive(Clone, Debug, Hash)]
+struct Asked {
+    round: RoundId,
+    key: Key,
+    value: Value,
+    first_sent_at: Instant,
+    last_sent_at: Instant,
+    silent: Vec<NodeIndex>,
+    granted: usize,
+    unknown: usize,
+    unreachable: usize,
+}
+
+impl Quirk {
+    /// A new claim begins.
+    pub(super) fn begin(&mut self) {
+        *self = Quirk::default();
+    }
+
+    fn see(&mut self, action: &Action, now: Instant) {
+        match action {
+            Action::Send { node, round, command: Command::Acquire { key, value, .. } } => {
+                Asked::note(&mut self.attempt, (*round, *node), (key, value), now);
+            }
+            Action::Send { node, round, command: Command::Extend { key, value, .. } } => {
+                Asked::note(&mut self.extension, (*round, *node), (key, value), now);
+            }
+            Action::Tell(Notice::Won) => self.won_at = Some(now),
+            _ => {}
+        }
+    }
+
+    fn hear(&mut self, round: RoundId, node: NodeIndex, answer: &Answer) {
+        let asked = self.attempt.iter_mut().chain(&mut self.extension).find(|asked| asked.round == round);
+        let Some(asked) = asked else { return };
+        asked.silent.retain(|silent| *silent != node);
+        match answer {
+            Answer::Granted => asked.granted += 1,
+            Answer::Unknown(unknown) => {
+                asked.unknown += 1;
+                asked.unreachable += usize::from(*unknown == Unknown::NotConnected);
+            }
+            _ => {}
+        }
+    }
+
+    fn to_all(&self, command: impl Fn((Key, Value)) -> Command) -> Vec<Action> {
+        let Some(Asked { key, value, round, .. }) = &self.attempt else { return Vec::new() };
+        let send = |node| {
+            let command = command((key.clone(), value.clone()));
+            // Of a round that nobody listens to.
+            Action::Send { node, round: RoundId(round.0 + 1_000_000), command }
+        };
+        (0..self.nodes).map(send).collect()
+    }
+}
+
+impl Asked {
+    fn note(
+        last: &mut Option<Asked>,
+        (round, node): (RoundId, NodeIndex),
+        (key, value): (&Key, &Value),
+        now: Instant,
+    ) {
+        let known = last.take().filter(|asked| asked.round == round);
+        let mut asked = known.unwrap_or_else(|| Asked {
+            round,
+            key: key.clone(),
+            value: value.clone(),
+            first_sent_at: now,
+            last_sent_at: now,
+            silent: Vec::new(),
+            granted: 0,
+            unknown: 0,
+            unreachable: 0,
+        });
+        asked.last_sent_at = now;
+        asked.silent.push(node);
+        *last = Some(asked);
+    }
+}

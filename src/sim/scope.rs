@@ -1,0 +1,265 @@
+//! What a history is about: how many clients and nodes, what the clients wish for, how their clocks run, and how likely each
+//! thing is that may happen. A scope is drawn from a seed, or written down for a search.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::choose::Seeded;
+use super::fault::FaultKind;
+use super::mutant::Mutant;
+use super::world::Span;
+use crate::protocol::admission::RestartProtection;
+use crate::protocol::settings::{Renewal, Terms, Wishes};
+use crate::protocol::time::{Drift, Instant, Ttl};
+use crate::protocol::wait::{Backoff, Patience};
+
+/// When the world begins: late enough for every node to be older than the longest ttl.
+pub const START: Instant = Instant::from_nanos(1_000_000_000_000);
+
+/// What a history is about.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// How many clients want the one resource.
+    pub clients: usize,
+    /// The ways in which they may want it. The terms agree on ttl and drift.
+    pub wishes: Vec<WishFor>,
+    /// Whether restarted nodes wait.
+    pub protection: RestartProtection,
+    /// A mistake that is planted.
+    pub mutant: Option<Mutant>,
+    /// Whether clients see the nodes for the first time when they connect. Else they are connected from the start.
+    pub strangers: bool,
+    /// Whether clients begin in their order, which spares a search the same histories under other names.
+    pub in_order: bool,
+    /// How many parts per million each clock is too fast: first those of the nodes, then those of the clients.
+    pub rates: Vec<i32>,
+    /// Spreads the jitters; `None` for none.
+    pub jitter: Option<u64>,
+    /// How many claims a client begins at most.
+    pub most_claims: u32,
+    /// How often a holder extends by hand.
+    pub most_extensions: u64,
+    /// How many faults there are at most.
+    pub most_faults: u32,
+    /// When time no longer passes.
+    pub ends_at: Instant,
+    /// How likely each thing is.
+    pub weather: Weather,
+}
+
+/// A way to want the resource.
+#[derive(Clone, Debug)]
+pub struct WishFor {
+    /// Under which terms.
+    pub terms: Arc<Terms>,
+    /// For how long: `None` for a single try.
+    pub wait: Option<Duration>,
+    /// Whether that leaves out rests for nodes that wait after a restart.
+    pub without_restarts: bool,
+}
+
+impl WishFor {
+    pub(super) fn at(&self, now: Instant) -> (Arc<Terms>, Patience) {
+        let patience = match self.wait {
+            None => Patience::Once,
+            Some(wait) if self.without_restarts => Patience::UntilWithout(now + wait),
+            Some(wait) => Patience::Until(now + wait),
+        };
+        (self.terms.clone(), patience)
+    }
+}
+
+/// How likely each thing is that may happen, among the others. What has no weight does not happen.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    /// Time passes.
+    pub spans: Vec<(Span, u32)>,
+    /// A client begins to want the resource.
+    pub begin: u32,
+    /// What is due is done.
+    pub wake: u32,
+    /// A caller takes its lock in hand.
+    pub take: u32,
+    /// A holder extends.
+    pub extend: u32,
+    /// A holder releases.
+    pub release: u32,
+    /// A future is dropped.
+    pub abandon: u32,
+    /// A client connects.
+    pub dial: u32,
+    /// A connection breaks.
+    pub breaks: u32,
+    /// A command arrives.
+    pub arrive: u32,
+    /// An answer is heard.
+    pub hear: u32,
+    /// What a broken connection carries arrives, or is lost.
+    pub late: u32,
+    /// What went wrong is mended.
+    pub mending: u32,
+    /// What goes wrong.
+    pub faults: Vec<(FaultKind, u32)>,
+}
+
+impl Scope {
+    /// A scope for one random history: no two seeds are about the same. Faults are of `kinds`, of which each seed takes some.
+    pub fn drawn(seed: u64, kinds: &[FaultKind], mutant: Option<Mutant>) -> Scope {
+        let mut chance = Seeded::new(seed ^ 0x5c0b_e000_0000_0000);
+        let nodes = match mutant.and_then(Mutant::nodes) {
+            Some(nodes) => nodes,
+            None => chance.one_of(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5]),
+        };
+        let clients = chance.one_of(&[2, 2, 3, 3, 4]);
+        let strangers = chance.percent(10);
+        let kinds: Vec<FaultKind> = kinds
+            .iter()
+            .copied()
+            // Whether another server took over an address is seen only by those who knew the former one.
+            .filter(|kind| !(strangers && *kind == FaultKind::Replacement))
+            .filter(|_| chance.percent(40))
+            .collect();
+        let weather = Weather::drawn(&mut chance, &kinds);
+        Scope {
+            nodes,
+            clients,
+            wishes: drawn_wishes(&mut chance, nodes),
+            protection: RestartProtection::On,
+            mutant,
+            strangers,
+            in_order: false,
+            rates: (0..nodes + clients).map(|_| chance.one_of(&[0, 4_900, -4_900, 1_000])).collect(),
+            jitter: Some(seed),
+            most_claims: u32::MAX,
+            most_extensions: u64::MAX,
+            most_faults: chance.one_of(&[0, 1, 3, 10, 30]),
+            ends_at: Instant::NEVER,
+            weather,
+        }
+    }
+
+    /// Whether every answer is heard sooner or later, so that a client learns of everything that it did.
+    pub fn answers_come_back(&self) -> bool {
+        let loses =
+            |kind: &FaultKind| !matches!(kind, FaultKind::Deletions | FaultKind::Pauses | FaultKind::Stalls);
+        self.weather.breaks == 0
+            && !self.strangers
+            && !self.weather.faults.iter().any(|(kind, _)| loses(kind))
+    }
+
+    /// Whether clocks may be set, so that keys may stay for longer than anybody would wait.
+    pub(super) fn is_beyond_repair(&self) -> bool {
+        let sets_clocks = |kind: &FaultKind| matches!(kind, FaultKind::Jumps | FaultKind::Freezes);
+        self.weather.faults.iter().any(|(kind, _)| sets_clocks(kind))
+    }
+
+    /// After so long, whatever a dead client or a lost memory stood in the way of must come about: the wait of a restarted
+    /// node, the rest of a ttl, and some rests between attempts.
+    pub(super) fn patience(&self) -> Duration {
+        let ttl = self.max_ttl();
+        let longest = ttl.as_duration() + self.drift().allowance(ttl);
+        longest * 3 + Duration::from_secs(5)
+    }
+
+    /// For how long keys may stand after a release, if clocks run slowly.
+    pub(super) fn longest_linger(&self) -> Duration {
+        let longest = self.wishes.iter().map(|wish| wish.terms.hold_at_least).max().unwrap_or_default();
+        if longest.is_zero() { longest } else { longest + longest / 20 + Duration::from_millis(20) }
+    }
+
+    /// The ttl of all claims.
+    pub fn max_ttl(&self) -> Ttl {
+        self.wishes[0].terms.max_ttl
+    }
+
+    /// What a holder extends for by hand: less than it has, which must not shorten anything.
+    pub(super) fn short_ttl(&self) -> Ttl {
+        Ttl::from_millis(self.max_ttl().as_millis() / 2)
+    }
+
+    /// The allowance for clocks.
+    pub fn drift(&self) -> Drift {
+        self.wishes[0].terms.drift
+    }
+
+    pub(super) fn node_rate(&self, node: usize) -> i32 {
+        self.rates.get(node).copied().unwrap_or(0)
+    }
+
+    pub(super) fn client_rate(&self, client: usize) -> i32 {
+        self.rates.get(self.nodes + client).copied().unwrap_or(0)
+    }
+
+    /// Depends on nothing but who draws for the how-manieth time, so that it stays when steps are left out.
+    pub(super) fn jitter(&self, client: usize, attempt: u32) -> u64 {
+        match self.jitter {
+            None => 0,
+            Some(seed) => Seeded::new(seed ^ ((client as u64) << 32) ^ u64::from(attempt)).bits(),
+        }
+    }
+}
+
+/// The ttl of drawn scopes, long against every other length of time there is.
+const TTL: Duration = Duration::from_secs(2);
+
+/// Short against the ttl, so that a rest does not make a history long.
+const BACKOFF: Backoff = Backoff::exponential(Duration::from_millis(10), Duration::from_millis(500));
+
+fn drawn_wishes(chance: &mut Seeded, nodes: usize) -> Vec<WishFor> {
+    let names: Arc<[Arc<str>]> = (1..=nodes).map(|node| format!("n{node}").into()).collect();
+    (0..2)
+        .map(|_| {
+            let wishes = Wishes {
+                ttl: TTL,
+                renewal: chance.one_of(&[Renewal::WhileHeld, Renewal::WhileHeld, Renewal::Never]),
+                hold_at_most: chance.one_of(&[Duration::MAX, Duration::MAX, Duration::from_secs(5)]),
+                hold_at_least: chance.one_of(&[Duration::ZERO, Duration::ZERO, Duration::from_millis(700)]),
+                backoff: BACKOFF,
+                ..Wishes::default()
+            };
+            let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
+            let wait = chance.one_of(&[
+                None,
+                Some(Duration::from_secs(1)),
+                Some(Duration::from_secs(10)),
+                Some(Duration::MAX),
+            ]);
+            WishFor { terms, wait, without_restarts: chance.percent(30) }
+        })
+        .collect()
+}
+
+impl Weather {
+    /// Calm or stormy, with quick or slow networks: what is likely differs from seed to seed.
+    fn drawn(chance: &mut Seeded, kinds: &[FaultKind]) -> Weather {
+        // A network in which nearly everything comes at once, and one in which much is under way at any time.
+        let flow = chance.one_of(&[40, 200, 1_000]);
+        let long = chance.one_of(&[0, 2, 10]);
+        let faults = chance.one_of(&[1, 3, 10]);
+        Weather {
+            spans: vec![
+                (Span::Micros(100), 20),
+                (Span::Micros(1_000), 10),
+                (Span::Micros(20_000), 5),
+                (Span::Micros(250_000), long),
+                (Span::UntilDue, 20),
+                (Span::Ttl, long / 2),
+            ],
+            begin: 20,
+            wake: chance.one_of(&[20, 200, 1_000]),
+            take: chance.one_of(&[20, 1_000]),
+            extend: chance.one_of(&[0, 3]),
+            release: chance.one_of(&[1, 5, 20]),
+            abandon: chance.one_of(&[0, 1, 5]),
+            dial: 30,
+            breaks: chance.one_of(&[0, 0, 1, 5]),
+            arrive: flow,
+            hear: flow,
+            late: chance.one_of(&[3, 30]),
+            mending: chance.one_of(&[5, 20]),
+            faults: kinds.iter().map(|kind| (*kind, faults)).collect(),
+        }
+    }
+}
