@@ -98,7 +98,7 @@ impl Checker {
         }
         for client in 0..clients {
             let holds_until = world.holds_until(client);
-            if holds_until.is_some() {
+            if holds_until.is_some() && world.scope().exclusive {
                 if let Some(other) = holder.replace(client) {
                     return Err(Violation::TwoHolders(other, client));
                 }
@@ -152,6 +152,7 @@ impl Checker {
                 self.seen[*client].released = Some(value.clone());
             }
             Note::Told { client, notice: Notice::Won } => {
+                self.seen[*client].released = None;
                 for (other, seen) in self.seen.iter_mut().enumerate() {
                     if other != *client && seen.valid_until.is_some() {
                         seen.another_won_at.get_or_insert(world.local(other));
@@ -159,8 +160,10 @@ impl Checker {
                 }
             }
             Note::Told { client, notice: Notice::Lost(loss) } => {
-                self.seen[*client].lost = true;
-                if *loss == Loss::KeysGone && !world.memory_changed() {
+                let seen = &mut self.seen[*client];
+                seen.lost = true;
+                let in_time = seen.valid_until.is_some_and(|until| world.local(*client) < until);
+                if *loss == Loss::KeysGone && in_time && !world.memory_changed() {
                     return Err(Violation::LostWithoutCause(*client));
                 }
             }

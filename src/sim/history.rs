@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::check::{Checker, Violation};
 use super::choose::{Chooser, Offer, Replay, Seeded};
-use super::fault::FaultKind;
+use super::fault::{Fault, FaultKind};
 use super::mutant::Mutant;
 use super::scope::Scope;
-use super::world::{Note, Span, Step, World};
+use super::world::{ClientIndex, Note, Span, Step, World};
 use crate::protocol::claim::Notice;
+use crate::protocol::quorum::Quorum;
 
 /// A history that was lived through.
 #[derive(Clone, Debug)]
@@ -172,7 +173,7 @@ impl Life {
     }
 
     /// Mends everything, and lets everybody come to an end: whoever has the lock releases it, whoever wants it gets it, and
-    /// nothing is left. Then each gets it once more, alone.
+    /// nothing is left. Then each gets it once more, alone, and at last while a minority of the nodes is down.
     fn calm(&mut self) -> Result<(), Violation> {
         if self.world.scope().is_beyond_repair() {
             return Ok(());
@@ -183,17 +184,28 @@ impl Life {
         self.nothing_is_left()?;
         self.pass(bound, Span::Ttl)?;
         for client in 0..self.world.scope().clients {
-            if self.world.is_alive(client) {
-                let before = self.reached.won;
-                self.calm_step(Step::Begin { client, wish: 0 })?;
-                self.settle(bound)?;
-                if self.reached.won == before {
-                    return Err(Violation::NoProgress(client));
-                }
-                self.nothing_is_left()?;
-            }
+            self.everything_works_for(client, bound)?;
         }
-        Ok(())
+        let quorum = Quorum::of(self.world.scope().nodes);
+        for node in 0..quorum.spare() {
+            self.calm_step(Step::Fault(Fault::Crash(node)))?;
+        }
+        self.everything_works_for(0, bound)
+    }
+
+    /// A client that is alone gets the lock, also while as many nodes are down as may be.
+    fn everything_works_for(&mut self, client: ClientIndex, bound: Duration) -> Result<(), Violation> {
+        if !self.world.is_alive(client) {
+            return Ok(());
+        }
+        self.settle(bound)?;
+        let before = self.reached.won;
+        self.calm_step(Step::Begin { client, wish: 0 })?;
+        self.settle(bound)?;
+        if self.reached.won == before {
+            return Err(Violation::NoProgress(client));
+        }
+        self.nothing_is_left()
     }
 
     /// Does at once whatever can be done, and lets time pass only when nothing can.

@@ -128,6 +128,29 @@ impl Mutant {
         }
     }
 
+    /// Makes the circumstances likely in which it shows.
+    pub(super) fn tune(self, scope: &mut Scope) {
+        match self {
+            // It shows when a lock that was won in order is kept to its last moment.
+            Mutant::StartMovedInTheOrderedRetry => scope.keep_to_the_end(),
+            // Two clients hold when an operator deletes the lock. That it does not come back is another matter.
+            Mutant::HealedCountsAtOnce => scope.exclusive = false,
+            // It shows when a node restarts empty and is then met for the first time, less than a ttl later.
+            Mutant::UptimeTakenAsExact => {
+                scope.keep_to_the_end();
+                scope.strangers = true;
+                scope.most_faults = 2;
+                (scope.weather.faults, scope.weather.dial) = (vec![(FaultKind::Amnesia, 3)], 3);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a claim that is due may stay so.
+    pub(super) fn oversleeps(self) -> bool {
+        self == Mutant::LateExtensionCounts
+    }
+
     pub(super) fn distort_draw(self, draw: Draw, quirk: &mut Quirk) -> Draw {
         match self {
             Mutant::ReusedLeaseId => Draw { lease_id: *quirk.first_id.get_or_insert(draw.lease_id), ..draw },
@@ -168,9 +191,7 @@ impl Mutant {
                     Mutant::SilenceIsANo if extension.is_some() && answer.is_silence() => {
                         *answer = Answer::Foreign
                     }
-                    Mutant::OneDenialIsALoss
-                        if extension.is_some() && matches!(answer, Answer::Foreign | Answer::Healed) =>
-                    {
+                    Mutant::OneDenialIsALoss if extension.is_some_and(|asked| asked.denied == 1) => {
                         mail.extend(to_all_others(Answer::Foreign));
                     }
                     Mutant::HalfIsAMajority
@@ -178,10 +199,7 @@ impl Mutant {
                     {
                         mail.extend(to_all_others(Answer::Granted));
                     }
-                    Mutant::ReachableNodesCount
-                        if attempt
-                            .is_some_and(|asked| 2 * asked.granted > quirk.nodes - asked.unreachable) =>
-                    {
+                    Mutant::ReachableNodesCount if attempt.is_some_and(Asked::is_won_among_the_reachable) => {
                         mail.extend(to_all_others(Answer::Granted));
                     }
                     _ => {}
@@ -346,7 +364,10 @@ struct Asked {
     first_sent_at: Instant,
     last_sent_at: Instant,
     silent: Vec<NodeIndex>,
+    /// Of so many nodes.
+    nodes: usize,
     granted: usize,
+    denied: usize,
     unknown: usize,
     unreachable: usize,
 }
@@ -373,9 +394,11 @@ impl Quirk {
     fn hear(&mut self, round: RoundId, node: NodeIndex, answer: &Answer) {
         let asked = self.attempt.iter_mut().chain(&mut self.extension).find(|asked| asked.round == round);
         let Some(asked) = asked else { return };
+        asked.nodes = self.nodes;
         asked.silent.retain(|silent| *silent != node);
         match answer {
             Answer::Granted => asked.granted += 1,
+            Answer::Foreign | Answer::Healed => asked.denied += 1,
             Answer::Unknown(unknown) => {
                 asked.unknown += 1;
                 asked.unreachable += usize::from(*unknown == Unknown::NotConnected);
@@ -396,6 +419,10 @@ impl Quirk {
 }
 
 impl Asked {
+    fn is_won_among_the_reachable(&self) -> bool {
+        self.granted == (self.nodes - self.unreachable) / 2 + 1
+    }
+
     fn note(
         last: &mut Option<Asked>,
         (round, node): (RoundId, NodeIndex),
@@ -410,7 +437,9 @@ impl Asked {
             first_sent_at: now,
             last_sent_at: now,
             silent: Vec::new(),
+            nodes: 0,
             granted: 0,
+            denied: 0,
             unknown: 0,
             unreachable: 0,
         });

@@ -29,6 +29,8 @@ pub struct Scope {
     pub protection: RestartProtection,
     /// A mistake that is planted.
     pub mutant: Option<Mutant>,
+    /// Whether no two clients may hold at once. Not where an assumption is broken on purpose.
+    pub exclusive: bool,
     /// Whether clients see the nodes for the first time when they connect. Else they are connected from the start.
     pub strangers: bool,
     /// Whether clients begin in their order, which spares a search the same histories under other names.
@@ -122,12 +124,13 @@ impl Scope {
             .filter(|_| chance.percent(40))
             .collect();
         let weather = Weather::drawn(&mut chance, &kinds);
-        Scope {
+        let mut scope = Scope {
             nodes,
             clients,
             wishes: drawn_wishes(&mut chance, nodes),
             protection: RestartProtection::On,
             mutant,
+            exclusive: true,
             strangers,
             in_order: false,
             rates: (0..nodes + clients).map(|_| chance.one_of(&[0, 4_900, -4_900, 1_000])).collect(),
@@ -137,7 +140,21 @@ impl Scope {
             most_faults: chance.one_of(&[0, 1, 3, 10, 30]),
             ends_at: Instant::NEVER,
             weather,
+        };
+        if let Some(mutant) = mutant {
+            mutant.tune(&mut scope);
         }
+        scope
+    }
+
+    /// Nobody renews, and hardly anybody releases.
+    pub(super) fn keep_to_the_end(&mut self) {
+        for wish in &mut self.wishes {
+            let terms =
+                Terms { renewal: Renewal::Never, hold_at_most: Duration::MAX, ..(*wish.terms).clone() };
+            wish.terms = Arc::new(terms);
+        }
+        (self.weather.release, self.weather.extend) = (1, 0);
     }
 
     /// Whether every answer is heard sooner or later, so that a client learns of everything that it did.

@@ -1,0 +1,226 @@
+//! A client: its claims, and what stands in for the driver that performs their actions.
+
+use std::collections::VecDeque;
+
+use super::{ClientIndex, Note, WireId, World};
+use crate::node::owed::Owed;
+use crate::protocol::admission::Admission;
+use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase, Ticket};
+use crate::protocol::command::{Command, LeaseId, Signature};
+use crate::protocol::time::Instant;
+use crate::sim::clock::Dial;
+use crate::sim::mutant::Quirk;
+use crate::sim::scope::{START, Scope};
+
+#[derive(Clone, Hash)]
+pub(super) struct Client {
+    pub(super) dial: Dial,
+    pub(super) life: Life,
+    /// The claim that competes or holds, and those whose last answers are still to come.
+    pub(super) wish: Option<Wish>,
+    pub(super) ending: Vec<Wish>,
+    pub(super) begun: u32,
+    pub(super) attempts: u32,
+    pub(super) links: Vec<Link>,
+    pub(super) quirk: Quirk,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Life {
+    Running,
+    /// Since a moment of the world's time.
+    Paused(Instant),
+    Dead,
+}
+
+#[derive(Clone, Hash)]
+pub(super) struct Wish {
+    pub(super) number: u32,
+    pub(super) claim: Claim,
+    /// The claim said that it is won.
+    pub(super) won: bool,
+    /// The caller knows it.
+    pub(super) in_hand: bool,
+    pub(super) extensions: u64,
+}
+
+/// What a client knows of a node: the task of a node in production.
+#[derive(Clone, Hash)]
+pub(super) struct Link {
+    pub(super) state: LinkState,
+    pub(super) wires: u32,
+    pub(super) counts_from: Instant,
+    pub(super) admission: Admission,
+    pub(super) owed: Owed,
+    /// What a mutant sends again.
+    pub(super) again: Vec<Command>,
+    pub(super) way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum LinkState {
+    Down,
+    /// The server was asked who it is.
+    Dialling(WireId),
+    Up(WireId),
+}
+
+/// What passes between a client and a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    Open,
+    OneWay,
+    Shut,
+}
+
+impl Client {
+    /// A client that has done nothing and is not connected.
+    pub(super) fn new(scope: &Scope, client: ClientIndex) -> Self {
+        Client {
+            dial: Dial::new(START, scope.client_rate(client)),
+            life: Life::Running,
+            wish: None,
+            ending: Vec::new(),
+            begun: 0,
+            attempts: 0,
+            links: (0..scope.nodes).map(|_| Link::new(scope)).collect(),
+            quirk: Quirk::default(),
+        }
+    }
+}
+
+impl Link {
+    fn new(scope: &Scope) -> Self {
+        Link {
+            state: LinkState::Down,
+            wires: 0,
+            counts_from: Instant::NEVER,
+            admission: Admission::new(scope.protection, scope.max_ttl(), scope.drift(), false),
+            owed: Owed::default(),
+            again: Vec::new(),
+            way: Way::Open,
+        }
+    }
+}
+
+impl World {
+    pub(super) fn begin(&mut self, client: ClientIndex, wish: usize) {
+        let now = self.local(client);
+        let (terms, patience) = self.scope.wishes[wish].at(now);
+        let signature = Signature::new(&name(client), None);
+        let claim = Claim::new(Self::key(), signature, terms, patience);
+        let state = &mut self.clients[client];
+        let number = state.begun;
+        state.begun += 1;
+        state.quirk.begin();
+        state.wish = Some(Wish { number, claim, won: false, in_hand: false, extensions: 0 });
+        self.feed(client, number, Event::Tick);
+    }
+
+    /// Brings an event to the claim that competes or holds; time also to those that are ending.
+    pub(super) fn tell(&mut self, client: ClientIndex, event: Event) {
+        let state = &self.clients[client];
+        let ending = state.ending.iter().map(|wish| wish.number);
+        let numbers: Vec<u32> = match &state.wish {
+            Some(wish) if event == Event::Tick => ending.chain([wish.number]).collect(),
+            Some(wish) => vec![wish.number],
+            None => ending.collect(),
+        };
+        for number in numbers {
+            self.feed(client, number, event.clone());
+        }
+    }
+
+    /// The caller reads the clock once more before it believes that it holds.
+    pub(super) fn take(&mut self, client: ClientIndex) {
+        self.tell(client, Event::Tick);
+        match self.holds_until(client) {
+            Some(_) => {
+                if let Some(wish) = &mut self.clients[client].wish {
+                    wish.in_hand = true;
+                }
+            }
+            None => self.tell(client, Event::Abandon),
+        }
+    }
+
+    pub(super) fn extend(&mut self, client: ClientIndex) {
+        let Some(wish) = &mut self.clients[client].wish else { return };
+        wish.extensions += 1;
+        let ticket = Ticket(wish.extensions);
+        self.tell(client, Event::Extend { ticket, ttl: self.scope.short_ttl() });
+    }
+
+    /// What the driver does: brings an event, and performs what comes out, in order.
+    pub(super) fn feed(&mut self, client: ClientIndex, number: u32, event: Event) {
+        let mut mail = VecDeque::from([event]);
+        let mut actions = Vec::new();
+        while let Some(mut event) = mail.pop_front() {
+            let local = self.local(client);
+            let mut now = local;
+            let state = &mut self.clients[client];
+            let ending = state.ending.iter_mut().find(|wish| wish.number == number);
+            let Some(wish) = state.wish.as_mut().filter(|wish| wish.number == number).or(ending) else {
+                return;
+            };
+            match self.scope.mutant {
+                Some(mutant) => {
+                    if !mutant.distort_event(&mut event, &mut now, &wish.claim, &mut state.quirk, &mut mail) {
+                        continue;
+                    }
+                    wish.claim.handle(now, event, &mut actions);
+                    mutant.distort_actions(&mut actions, &wish.claim, &mut state.quirk, local, &self.scope);
+                }
+                None => wish.claim.handle(now, event, &mut actions),
+            }
+            for action in actions.drain(..) {
+                match action {
+                    Action::Draw => mail.push_front(Event::Attempt(self.draw(client))),
+                    Action::Send { node, round, command } => {
+                        self.notes.push(Note::Sent { client, node, command: command.clone() });
+                        if let Some(answer) = self.send(client, node, command, Some((number, round))) {
+                            mail.push_back(Event::Answer { round, node, answer });
+                        }
+                    }
+                    Action::Tell(notice) => {
+                        self.hear_notice(client, number, &notice);
+                        self.notes.push(Note::Told { client, notice });
+                    }
+                }
+            }
+        }
+        self.settle(client);
+    }
+
+    pub(super) fn hear_notice(&mut self, client: ClientIndex, number: u32, notice: &Notice) {
+        let wish = self.clients[client].wish.as_mut().filter(|wish| wish.number == number);
+        if let (Some(wish), Notice::Won) = (wish, notice) {
+            wish.won = true;
+        }
+    }
+
+    /// A claim whose release went out makes room for the next; one that hears nothing any more is forgotten.
+    pub(super) fn settle(&mut self, client: ClientIndex) {
+        let state = &mut self.clients[client];
+        if let Some(wish) = state.wish.take_if(|wish| wish.claim.phase() == Phase::Over) {
+            state.ending.push(wish);
+        }
+        state.ending.retain(|wish| wish.claim.wake_at() < Instant::NEVER);
+    }
+
+    /// A LeaseId and a jitter that depend on nothing but who draws for the how-manieth time.
+    pub(super) fn draw(&mut self, client: ClientIndex) -> Draw {
+        let state = &mut self.clients[client];
+        state.attempts += 1;
+        let attempt = (client as u128 + 1) << 32 | u128::from(state.attempts);
+        let draw = Draw { lease_id: LeaseId(attempt), jitter: self.scope.jitter(client, state.attempts) };
+        match self.scope.mutant {
+            Some(mutant) => mutant.distort_draw(draw, &mut state.quirk),
+            None => draw,
+        }
+    }
+}
+
+fn name(client: ClientIndex) -> String {
+    format!("c{}", client + 1)
+}

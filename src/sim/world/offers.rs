@@ -1,0 +1,227 @@
+//! What may happen next, and how likely it is.
+
+use std::time::Duration;
+
+use super::client::{Client, Life, LinkState, Way};
+use super::network::Wire;
+use super::{ClientIndex, Span, Step, WireId, World};
+use crate::protocol::claim::Phase;
+use crate::protocol::time::Instant;
+use crate::sim::choose::Offer;
+use crate::sim::fault::{Fault, FaultKind};
+
+impl World {
+    /// Lists what may happen next.
+    pub fn offers(&self, out: &mut Vec<Offer>) {
+        out.clear();
+        let weather = &self.scope.weather;
+        let mut offer = |weight: u32, step: Step| {
+            if weight > 0 {
+                out.push(Offer { weight, step });
+            }
+        };
+        for &(span, weight) in &weather.spans {
+            if self.after(span) > self.now && self.now < self.scope.ends_at {
+                offer(weight, Step::Pass(span));
+            }
+        }
+        for (index, client) in self.clients.iter().enumerate() {
+            if client.life == Life::Running {
+                self.offer_client(index, client, &mut offer);
+            }
+        }
+        for wire in &self.wires {
+            self.offer_wire(wire, &mut offer);
+        }
+        if self.faults < self.scope.most_faults {
+            for &(kind, weight) in &weather.faults {
+                self.faults_of(kind, &mut |fault: Fault| {
+                    offer(if fault.mends() { weather.mending } else { weight }, Step::Fault(fault));
+                });
+            }
+        } else {
+            for &(kind, _) in &weather.faults {
+                self.faults_of(kind, &mut |fault: Fault| {
+                    offer(if fault.mends() { weather.mending } else { 0 }, Step::Fault(fault));
+                });
+            }
+        }
+    }
+
+    pub(super) fn offer_client(
+        &self,
+        index: ClientIndex,
+        client: &Client,
+        offer: &mut impl FnMut(u32, Step),
+    ) {
+        let weather = &self.scope.weather;
+        let now = client.dial.read(self.now);
+        match &client.wish {
+            None if client.begun < self.scope.most_claims && self.may_begin(index) => {
+                for wish in 0..self.scope.wishes.len() {
+                    offer(weather.begin, Step::Begin { client: index, wish });
+                }
+            }
+            None => {}
+            Some(wish) => {
+                let phase = wish.claim.phase();
+                if now >= wish.claim.wake_at() {
+                    offer(weather.wake, Step::Wake { client: index });
+                }
+                if !wish.won {
+                    offer(weather.abandon, Step::Abandon { client: index });
+                } else if !wish.in_hand {
+                    offer(weather.take, Step::Take { client: index });
+                    offer(weather.abandon, Step::Abandon { client: index });
+                } else {
+                    offer(
+                        if phase == Phase::Held { weather.release } else { weather.wake },
+                        Step::Release { client: index },
+                    );
+                    if phase == Phase::Held && wish.extensions < self.scope.most_extensions {
+                        offer(weather.extend, Step::Extend { client: index });
+                    }
+                }
+            }
+        }
+        if client.wish.is_none() && client.ending.iter().any(|wish| now >= wish.claim.wake_at()) {
+            offer(weather.wake, Step::Wake { client: index });
+        }
+        for (node, link) in client.links.iter().enumerate() {
+            match link.state {
+                LinkState::Down if self.server(node).up => {
+                    offer(weather.dial, Step::Dial { client: index, node })
+                }
+                LinkState::Down => {}
+                LinkState::Dialling(_) | LinkState::Up(_) => {
+                    let dead = self.is_stranded(index, node);
+                    let crowded =
+                        self.wires.iter().filter(|wire| wire.broken && wire.id.client == index).count() > 2;
+                    let weight = if dead {
+                        weather.wake
+                    } else if crowded {
+                        0
+                    } else {
+                        weather.breaks
+                    };
+                    offer(weight, Step::Break { client: index, node });
+                }
+            }
+        }
+    }
+
+    /// Clients are alike: that they begin in their order loses no history, and spares a search the same ones under other names.
+    pub(super) fn may_begin(&self, client: ClientIndex) -> bool {
+        !self.scope.in_order || client == 0 || self.clients[client - 1].begun > 0
+    }
+
+    pub(super) fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
+        let weather = &self.scope.weather;
+        let WireId { client, node, .. } = wire.id;
+        let (server, way) = (self.server(node), self.clients[client].links[node].way);
+        let reaches = server.up && !server.stalled && server.boot == wire.boot && way != Way::Shut;
+        if !wire.requests.is_empty() && reaches {
+            offer(if wire.broken { weather.late } else { weather.arrive }, Step::Arrive(wire.id));
+        }
+        if !wire.answers.is_empty()
+            && !wire.broken
+            && way == Way::Open
+            && self.clients[client].life == Life::Running
+        {
+            offer(weather.hear, Step::Hear(wire.id));
+        }
+        if wire.broken {
+            offer(weather.late, Step::Lose(wire.id));
+        }
+    }
+
+    pub(super) fn faults_of(&self, kind: FaultKind, offer: &mut dyn FnMut(Fault)) {
+        let clients = || self.clients.iter().enumerate();
+        for (node, server) in self.servers.iter().enumerate() {
+            match kind {
+                FaultKind::Crashes if server.up => offer(Fault::Crash(node)),
+                FaultKind::Crashes => offer(Fault::RestartWithMemory(node)),
+                FaultKind::Amnesia if server.up => offer(Fault::Crash(node)),
+                FaultKind::Amnesia => offer(Fault::RestartEmpty(node)),
+                FaultKind::Staleness if server.up => {
+                    offer(Fault::Copy(node));
+                    if server.copy.is_some() {
+                        offer(Fault::Promote(node));
+                    }
+                }
+                FaultKind::Staleness if server.copy.is_some() => offer(Fault::RestartStale(node)),
+                FaultKind::Replacement if server.up => offer(Fault::Replace(node)),
+                FaultKind::Stalls if server.stalled => offer(Fault::Resume(node)),
+                FaultKind::Stalls => offer(Fault::Stall(node)),
+                FaultKind::Fullness if server.full => offer(Fault::Drain(node)),
+                FaultKind::Fullness => offer(Fault::Fill(node)),
+                FaultKind::Eviction => offer(Fault::Evict(node)),
+                FaultKind::Flushes => offer(Fault::Flush(node)),
+                FaultKind::Jumps => {
+                    offer(Fault::JumpForward(node));
+                    offer(Fault::JumpBack(node));
+                }
+                FaultKind::Cuts => clients().for_each(|(index, client)| match client.links[node].way {
+                    Way::Open => {
+                        offer(Fault::Cut(index, node));
+                        offer(Fault::Mute(index, node));
+                    }
+                    Way::OneWay | Way::Shut => offer(Fault::Mend(index, node)),
+                }),
+                _ => {}
+            }
+        }
+        match kind {
+            FaultKind::Deletions => offer(Fault::Delete),
+            FaultKind::Pauses => clients().for_each(|(index, client)| match client.life {
+                Life::Running => offer(Fault::Pause(index)),
+                Life::Paused(_) => offer(Fault::Continue(index)),
+                Life::Dead => {}
+            }),
+            FaultKind::Deaths => {
+                clients()
+                    .filter(|(_, client)| client.life != Life::Dead)
+                    .for_each(|(index, _)| offer(Fault::Die(index)));
+            }
+            FaultKind::Freezes => clients()
+                .filter(|(_, client)| client.life == Life::Running)
+                .for_each(|(index, _)| offer(Fault::Freeze(index))),
+            _ => {}
+        }
+    }
+
+    pub(super) fn after(&self, span: Span) -> Instant {
+        match span {
+            Span::Micros(micros) => self.now + Duration::from_micros(micros.into()),
+            Span::Ttl => self.now + self.scope.max_ttl().as_duration(),
+            Span::UntilDue => self.next_due().unwrap_or(self.now),
+        }
+    }
+
+    /// When something changes by itself: a claim is to be woken, a validity or a key ends, a node begins to vote.
+    pub fn next_due(&self) -> Option<Instant> {
+        let mut next = Instant::NEVER;
+        let mut consider = |moment: Instant| {
+            if moment > self.now && moment < next {
+                next = moment;
+            }
+        };
+        for client in self.clients.iter().filter(|client| client.life != Life::Dead) {
+            for wish in client.wish.iter().chain(&client.ending) {
+                consider(client.dial.when(wish.claim.wake_at()));
+                if let Some(valid_until) = wish.claim.valid_until() {
+                    consider(client.dial.when(valid_until));
+                }
+            }
+            for link in &client.links {
+                consider(client.dial.when(link.counts_from));
+            }
+        }
+        for server in self.servers.iter().filter(|server| server.up) {
+            for expires_at in server.store.expiries() {
+                consider(server.dial.when(expires_at));
+            }
+        }
+        (next < Instant::NEVER).then_some(next)
+    }
+}
