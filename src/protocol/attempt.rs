@@ -143,6 +143,11 @@ impl Attempt {
         out.push(Action::Send { node, round: self.round.id(), command });
     }
 
+    /// Whether the nodes are asked one after the other.
+    pub fn is_in_order(&self) -> bool {
+        self.order.is_some()
+    }
+
     /// When [`pass`](Attempt::pass) has something to do.
     pub fn wake_at(&self) -> Instant {
         let again = self.order.iter().flat_map(|order| order.asked.iter().filter_map(|asked| asked.again_at));

@@ -280,6 +280,23 @@ impl Claim {
         }
     }
 
+    /// The name of the state, for those who want to see all of them: finer than the [phase](Claim::phase).
+    pub fn state(&self) -> &'static str {
+        match &self.state {
+            State::Resting { .. } => "Resting",
+            State::Drawing { .. } => "Drawing",
+            State::Attempting(attempt) if attempt.is_in_order() => "Attempting in order",
+            State::Attempting(_) => "Attempting",
+            State::Looking { .. } => "Looking",
+            State::Held(hold) if hold.is_extending() => "Extending",
+            State::Held(_) => "Held",
+            State::Lost { released: false, .. } => "Lost",
+            State::Lost { .. } => "Lost, released",
+            State::Releasing { .. } => "Releasing",
+            State::Ended(_) => "Ended",
+        }
+    }
+
     /// Where the claim stands.
     pub fn phase(&self) -> Phase {
         match &self.state {

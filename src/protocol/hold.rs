@@ -96,6 +96,11 @@ impl Hold {
         self.lost_at(terms).min(self.renew_at).min(deadline)
     }
 
+    /// Whether an extension is under way.
+    pub fn is_extending(&self) -> bool {
+        self.extension.as_ref().is_some_and(|extension| !extension.settled)
+    }
+
     /// Extends by hand: a round of its own, after the one under way.
     pub fn ask(&mut self, ticket: Ticket, ttl: Ttl) {
         self.asked.push_back((ticket, ttl));
@@ -111,9 +116,8 @@ impl Hold {
         now: Instant,
         out: &mut Vec<Action>,
     ) -> bool {
-        let under_way = self.extension.as_ref().is_some_and(|extension| !extension.settled);
         let (ticket, ttl) = match self.asked.front() {
-            _ if under_way => return false,
+            _ if self.is_extending() => return false,
             Some((ticket, ttl)) => (Some(*ticket), *ttl),
             None if now >= self.renew_at => (None, terms.ttl),
             None => return false,

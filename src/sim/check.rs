@@ -176,7 +176,7 @@ impl Checker {
                     return Err(Violation::WokenInVain(*client));
                 }
             }
-            Note::Sent { .. } | Note::Told { .. } => {}
+            Note::Fed { .. } | Note::Sent { .. } | Note::Told { .. } => {}
         }
         Ok(())
     }

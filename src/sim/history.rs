@@ -135,7 +135,9 @@ impl fmt::Display for History {
         let mut tell = |world: &mut World, step: Step| {
             world.perform(step);
             writeln!(f, "{:>12}  {step}", format!("{:.1?}", world.now().since(start)))?;
-            world.notes().iter().try_for_each(|note| writeln!(f, "{:>12}    -> {note}", ""))
+            let told = world.notes().iter().filter(|note| matches!(note, Note::Sent { .. } | Note::Told { .. }));
+            let mut told = told;
+            told.try_for_each(|note| writeln!(f, "{:>12}    -> {note}", ""))
         };
         self.steps.iter().try_for_each(|step| tell(&mut world, *step))?;
         // In the calm, only what failed is worth telling.

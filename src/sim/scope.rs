@@ -35,14 +35,22 @@ pub struct Scope {
     pub strangers: bool,
     /// Whether clients begin in their order, which spares a search the same histories under other names.
     pub in_order: bool,
+    /// Whether it does not matter which node is which, for a search: not where nodes are asked in their order.
+    pub nodes_are_alike: bool,
     /// How many parts per million each clock is too fast: first those of the nodes, then those of the clients.
     pub rates: Vec<i32>,
     /// Spreads the jitters; `None` for none.
     pub jitter: Option<u64>,
     /// How many claims a client begins at most.
     pub most_claims: u32,
+    /// How many attempts a client makes at most; then nothing comes of its claim.
+    pub most_attempts: u32,
+    /// Whether nobody listens to what comes of a release, which spares a search all orders of answers that change nothing.
+    pub forgets_releases: bool,
     /// How often a holder extends by hand.
     pub most_extensions: u64,
+    /// How many connections break at most, of those that need not.
+    pub most_breaks: u32,
     /// How many faults there are at most.
     pub most_faults: u32,
     /// When time no longer passes.
@@ -133,10 +141,14 @@ impl Scope {
             exclusive: true,
             strangers,
             in_order: false,
+            nodes_are_alike: false,
             rates: (0..nodes + clients).map(|_| chance.one_of(&[0, 4_900, -4_900, 1_000])).collect(),
             jitter: Some(seed),
             most_claims: u32::MAX,
+            most_attempts: u32::MAX,
+            forgets_releases: false,
             most_extensions: u64::MAX,
+            most_breaks: u32::MAX,
             most_faults: chance.one_of(&[0, 1, 3, 10, 30]),
             ends_at: Instant::NEVER,
             weather,
@@ -214,6 +226,92 @@ impl Scope {
         match self.jitter {
             None => 0,
             Some(seed) => Seeded::new(seed ^ ((client as u64) << 32) ^ u64::from(attempt)).bits(),
+        }
+    }
+}
+
+/// A scope that is small enough to be looked at whole. Each client has one claim, all begin in their order, time passes from
+/// one moment at which something is due to the next, and ends after a ttl and a half.
+#[derive(Clone, Debug)]
+pub struct Small {
+    /// How many clients.
+    pub clients: usize,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many attempts each client makes.
+    pub attempts: u32,
+    /// How often a holder extends by hand.
+    pub extensions: u64,
+    /// Whether whoever wants the lock may drop the future at any time.
+    pub abandons: bool,
+    /// Whether the answers to releases are heard.
+    pub listens: bool,
+    /// How many connections break.
+    pub breaks: u32,
+    /// What goes wrong, and how often.
+    pub faults: (Vec<FaultKind>, u32),
+}
+
+impl Default for Small {
+    fn default() -> Self {
+        Small {
+            clients: 2,
+            nodes: 1,
+            attempts: 1,
+            extensions: 0,
+            abandons: false,
+            listens: false,
+            breaks: 0,
+            faults: (Vec::new(), 0),
+        }
+    }
+}
+
+impl Small {
+    /// The scope.
+    pub fn scope(&self, mutant: Option<Mutant>) -> Scope {
+        let names = (1..=self.nodes).map(|node| format!("n{node}").into()).collect();
+        // A node timeout as long as the ttl: whatever comes late comes after the end as well.
+        let node_timeout = Some(TTL);
+        let wishes = Wishes { ttl: TTL, renewal: Renewal::Never, node_timeout, ..Wishes::default() };
+        let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
+        let (kinds, most_faults) = &self.faults;
+        Scope {
+            nodes: self.nodes,
+            clients: self.clients,
+            wishes: vec![WishFor { terms, wait: None, without_restarts: false }],
+            protection: RestartProtection::On,
+            mutant,
+            exclusive: true,
+            strangers: false,
+            in_order: true,
+            // An ordered retry, and a fault at one of them, tells nodes apart.
+            nodes_are_alike: self.attempts == 1 && *most_faults == 0,
+            rates: Vec::new(),
+            jitter: None,
+            most_claims: 1,
+            most_attempts: self.attempts,
+            forgets_releases: !self.listens,
+            most_extensions: self.extensions,
+            most_breaks: self.breaks,
+            most_faults: *most_faults,
+            ends_at: START + TTL + TTL / 2,
+            weather: Weather {
+                spans: vec![(Span::UntilDue, 1)],
+                begin: 1,
+                wake: 1,
+                take: 1,
+                extend: 1,
+                release: 1,
+                abandon: u32::from(self.abandons),
+                dial: 1,
+                breaks: self.breaks.min(1),
+                arrive: 1,
+                hear: 1,
+                late: 1,
+                mending: 1,
+                faults: kinds.iter().map(|kind| (*kind, 1)).collect(),
+            },
         }
     }
 }

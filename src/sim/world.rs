@@ -18,6 +18,7 @@ use self::network::Wire;
 use self::server::Server;
 pub use self::step::{ClientIndex, Note, Span, Step, WireId};
 use super::mutant::Mutant;
+use super::part::Part;
 use super::scope::{START, Scope};
 use crate::protocol::claim::{Claim, Event, Phase};
 use crate::protocol::command::{Key, NodeIndex, Value};
@@ -28,11 +29,12 @@ use crate::protocol::time::Instant;
 pub struct World {
     scope: Arc<Scope>,
     now: Instant,
-    clients: Vec<Client>,
-    servers: Vec<Server>,
-    wires: Vec<Wire>,
-    /// Faults so far, without those that mend.
+    clients: Vec<Part<Client>>,
+    servers: Vec<Part<Server>>,
+    wires: Vec<Part<Wire>>,
+    /// Faults so far, without those that mend, and connections that broke for no reason.
     faults: u32,
+    breaks: u32,
     /// Whether a key may have vanished, or come back, in another way than the protocol's.
     memory_changed: bool,
     notes: Vec<Note>,
@@ -43,10 +45,11 @@ impl World {
     pub fn new(scope: Arc<Scope>) -> World {
         let mut world = World {
             now: START,
-            clients: (0..scope.clients).map(|client| Client::new(&scope, client)).collect(),
-            servers: (0..scope.nodes).map(|node| Server::new(&scope, node)).collect(),
+            clients: (0..scope.clients).map(|client| Part::new(Client::new(&scope, client))).collect(),
+            servers: (0..scope.nodes).map(|node| Part::new(Server::new(&scope, node))).collect(),
             wires: Vec::new(),
             faults: 0,
+            breaks: 0,
             memory_changed: false,
             notes: Vec::new(),
             scope,
@@ -54,8 +57,7 @@ impl World {
         if !world.scope.strangers {
             for (client, node) in world.pairs() {
                 world.dial(client, node);
-                let Some(Wire { id, .. }) = world.wires.last() else { continue };
-                let id = *id;
+                let Some(id) = world.wires.last().map(|wire| wire.id) else { continue };
                 world.arrive(id);
                 world.hear(id);
             }
@@ -80,7 +82,10 @@ impl World {
             Step::Release { client } => self.tell(client, Event::Release),
             Step::Abandon { client } => self.tell(client, Event::Abandon),
             Step::Dial { client, node } => self.dial(client, node),
-            Step::Break { client, node } => self.break_link(client, node),
+            Step::Break { client, node } => {
+                self.breaks += u32::from(!self.is_stranded(client, node));
+                self.break_link(client, node);
+            }
             Step::Arrive(id) => self.arrive(id),
             Step::Hear(id) => self.hear(id),
             Step::Lose(id) => self.wires.retain(|wire| wire.id != id),
@@ -110,7 +115,7 @@ impl World {
 
     /// Until when a client believes that it holds, on its own clock; `None` if it does not hold.
     pub fn holds_until(&self, client: ClientIndex) -> Option<Instant> {
-        let Client { wish, quirk, life, .. } = &self.clients[client];
+        let Client { wish, quirk, life, .. } = &*self.clients[client];
         let wish = wish.as_ref().filter(|wish| wish.won && *life != Life::Dead)?;
         let believed = match self.scope.mutant {
             Some(mutant) => mutant.believes_until(&wish.claim, quirk, &self.scope),
@@ -163,7 +168,7 @@ impl World {
 
     /// Whether nothing is under way any more: no command, no answer, no claim.
     pub fn is_quiet(&self) -> bool {
-        let idle = |client: &Client| {
+        let idle = |client: &Part<Client>| {
             client.life == Life::Dead
                 || (client.wish.is_none()
                     && client.ending.iter().all(|wish| wish.claim.wake_at() == Instant::NEVER))
@@ -196,7 +201,7 @@ impl World {
 /// Two worlds of one scope that are equal in everything that matters go on alike.
 impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let World { now, clients, servers, wires, faults, memory_changed, .. } = self;
-        (now, clients, servers, wires, faults, memory_changed).hash(hasher);
+        let World { now, clients, servers, wires, faults, breaks, memory_changed, .. } = self;
+        (now, clients, servers, wires, faults, breaks, memory_changed).hash(hasher);
     }
 }

@@ -158,7 +158,7 @@ impl World {
         while let Some(mut event) = mail.pop_front() {
             let local = self.local(client);
             let mut now = local;
-            let state = &mut self.clients[client];
+            let state = &mut *self.clients[client];
             let ending = state.ending.iter_mut().find(|wish| wish.number == number);
             let Some(wish) = state.wish.as_mut().filter(|wish| wish.number == number).or(ending) else {
                 return;
@@ -171,10 +171,14 @@ impl World {
                     wish.claim.handle(now, event, &mut actions);
                     mutant.distort_actions(&mut actions, &wish.claim, &mut state.quirk, local, &self.scope);
                 }
-                None => wish.claim.handle(now, event, &mut actions),
+                None => {
+                    self.notes.push(Note::Fed { client, state: wish.claim.state(), event: event_name(&event) });
+                    wish.claim.handle(now, event, &mut actions);
+                }
             }
             for action in actions.drain(..) {
                 match action {
+                    Action::Draw if self.clients[client].attempts >= self.scope.most_attempts => {}
                     Action::Draw => mail.push_front(Event::Attempt(self.draw(client))),
                     Action::Send { node, round, command } => {
                         self.notes.push(Note::Sent { client, node, command: command.clone() });
@@ -205,7 +209,10 @@ impl World {
         if let Some(wish) = state.wish.take_if(|wish| wish.claim.phase() == Phase::Over) {
             state.ending.push(wish);
         }
-        state.ending.retain(|wish| wish.claim.wake_at() < Instant::NEVER);
+        let (listens, over) = (!self.scope.forgets_releases, state.attempts >= self.scope.most_attempts);
+        let hopeless = |claim: &Claim| matches!(claim.state(), "Looking" | "Resting" | "Drawing");
+        state.wish.take_if(|wish| over && hopeless(&wish.claim));
+        state.ending.retain(|wish| listens && wish.claim.wake_at() < Instant::NEVER);
     }
 
     /// A LeaseId and a jitter that depend on nothing but who draws for the how-manieth time.
@@ -218,6 +225,17 @@ impl World {
             Some(mutant) => mutant.distort_draw(draw, &mut state.quirk),
             None => draw,
         }
+    }
+}
+
+fn event_name(event: &Event) -> &'static str {
+    match event {
+        Event::Tick => "Tick",
+        Event::Attempt(_) => "Attempt",
+        Event::Answer { .. } => "Answer",
+        Event::Extend { .. } => "Extend",
+        Event::Release => "Release",
+        Event::Abandon => "Abandon",
     }
 }
 

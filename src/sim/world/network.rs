@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::client::LinkState;
+use super::client::{Client, LinkState};
 use super::server::Server;
 use super::{ClientIndex, WireId, World};
 use crate::protocol::admission::Introduction;
@@ -11,6 +11,7 @@ use crate::protocol::claim::Event;
 use crate::protocol::command::{Answer, Command, NodeIndex, Refusal, Unknown};
 use crate::protocol::round::RoundId;
 use crate::protocol::time::Instant;
+use crate::sim::part::Part;
 
 /// One connection. Both of its directions keep their order.
 #[derive(Clone, Hash)]
@@ -48,7 +49,7 @@ pub(super) struct Sent {
 
 impl World {
     pub(super) fn wire(&self, id: WireId) -> Option<&Wire> {
-        self.wires.iter().find(|wire| wire.id == id)
+        self.wires.iter().map(|wire| &**wire).find(|wire| wire.id == id)
     }
 
     /// Whether the process at the other end of a connection is gone, which its client will hear.
@@ -76,7 +77,7 @@ impl World {
     }
 
     pub(super) fn wire_mut(&mut self, id: WireId) -> Option<&mut Wire> {
-        self.wires.iter_mut().find(|wire| wire.id == id)
+        self.wires.iter_mut().find(|wire| wire.id == id).map(|wire| &mut **wire)
     }
 
     pub(super) fn dial(&mut self, client: ClientIndex, node: NodeIndex) {
@@ -86,7 +87,7 @@ impl World {
         link.wires += 1;
         link.state = LinkState::Dialling(id);
         let (requests, open, answers) = (VecDeque::from([Request::Hello]), VecDeque::new(), VecDeque::new());
-        self.wires.push(Wire { id, boot, broken: false, requests, open, answers });
+        self.wires.push(Part::new(Wire { id, boot, broken: false, requests, open, answers }));
     }
 
     /// Puts a command on the connection, or says at once why not. A release that cannot be sent is owed.
@@ -153,6 +154,7 @@ impl World {
         let reply = match request {
             Request::Hello => Reply::Hello(server.introduction(time)),
             Request::Command(command) => {
+                server.was_asked_by_the_first |= id.client == 0;
                 let refused = full && server.would_set(time, &command);
                 let answer = match mutant {
                     _ if refused => Answer::Unknown(Unknown::Refused(Refusal::OutOfMemory)),
@@ -170,8 +172,28 @@ impl World {
         };
         if !wire.broken {
             wire.answers.push_back(reply);
+            self.pass_over_what_nobody_hears(id);
         } else {
             self.forget_what_is_over();
+        }
+    }
+
+    /// An answer that nobody listens to is heard at once: it changes nothing.
+    fn pass_over_what_nobody_hears(&mut self, id: WireId) {
+        if !self.scope.forgets_releases {
+            return;
+        }
+        let WireId { client, .. } = id;
+        while let Some(wire) = self.wire(id) {
+            let listens = |(number, _): (u32, RoundId)| {
+                let Client { wish, ending, .. } = &*self.clients[client];
+                wish.iter().chain(ending).any(|wish| wish.number == number)
+            };
+            let unheard = wire.open.front().is_some_and(|sent| !sent.asked.is_some_and(listens));
+            if wire.answers.is_empty() || !unheard {
+                return;
+            }
+            self.hear(id);
         }
     }
 

@@ -99,7 +99,7 @@ impl World {
                         self.wires.iter().filter(|wire| wire.broken && wire.id.client == index).count() > 2;
                     let weight = if dead {
                         weather.wake
-                    } else if crowded {
+                    } else if crowded || self.breaks >= self.scope.most_breaks {
                         0
                     } else {
                         weather.breaks
@@ -115,12 +115,19 @@ impl World {
         !self.scope.in_order || client == 0 || self.clients[client - 1].begun > 0
     }
 
+    /// Nodes are alike as long as nobody asks them in an order: that the first commands of the first client arrive in their
+    /// order loses no history either.
+    fn may_arrive(&self, wire: &Wire) -> bool {
+        let WireId { client, node, .. } = wire.id;
+        !self.scope.nodes_are_alike || client > 0 || node == 0 || self.servers[node - 1].was_asked_by_the_first
+    }
+
     pub(super) fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
         let weather = &self.scope.weather;
         let WireId { client, node, .. } = wire.id;
         let (server, way) = (self.server(node), self.clients[client].links[node].way);
         let reaches = server.up && !server.stalled && server.boot == wire.boot && way != Way::Shut;
-        if !wire.requests.is_empty() && reaches {
+        if !wire.requests.is_empty() && reaches && self.may_arrive(wire) {
             offer(if wire.broken { weather.late } else { weather.arrive }, Step::Arrive(wire.id));
         }
         if !wire.answers.is_empty()

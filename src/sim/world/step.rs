@@ -105,6 +105,15 @@ pub enum Note {
         /// What.
         command: Command,
     },
+    /// A claim in a state was brought an event.
+    Fed {
+        /// Whose.
+        client: ClientIndex,
+        /// The state before.
+        state: &'static str,
+        /// The event.
+        event: &'static str,
+    },
     /// A claim was woken.
     Woken {
         /// Whose.
@@ -166,6 +175,7 @@ impl fmt::Display for Note {
                 write!(f, "c{} to n{}: {what}", client + 1, node + 1)?;
                 value.map_or(Ok(()), |value| write!(f, " {value:?}"))
             }
+            Note::Fed { client, state, event } => write!(f, "c{}: {event} while {state}", client + 1),
             Note::Woken { .. } => f.write_str("woken"),
             Note::Told { client, notice } => {
                 let text = format!("{notice:?}");
