@@ -51,6 +51,10 @@ mod queue;
 mod redlock;
 mod sync;
 
+#[cfg(test)]
+#[path = "../tests/harness/random.rs"]
+mod random;
+
 // The protocol and the doors: open to tests and simulations, and without any promise of stability.
 #[cfg(not(feature = "sim"))]
 #[allow(unreachable_pub)]
