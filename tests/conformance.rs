@@ -225,6 +225,9 @@ enum Time {
     Runs,
 }
 
+/// When every trace begins, on a clock that can be set: at one moment, so that a trace is the same whatever was before it.
+const START: Duration = Duration::from_secs(2_000_000_000);
+
 /// A server, and who talks to it.
 struct Rig<'a> {
     time: &'a Time,
@@ -300,6 +303,10 @@ impl<'a> Rig<'a> {
     }
 
     async fn play(&self, trace: &[Step], played: &mut Played) -> Result<(), TestCaseError> {
+        if let Time::Set(clock) = self.time {
+            clock.show(START);
+            clock.is_seen_by(&mut self.operator.clone()).await;
+        }
         self.operate::<()>(&redis::cmd("FLUSHALL")).await;
         played.traces += 1;
         let mut possible = vec![Store::with_precision(Precision::Milliseconds)];

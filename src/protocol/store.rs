@@ -38,6 +38,7 @@ pub enum Precision {
     #[default]
     Exact,
     /// As Redis and Valkey do: when the time, in whole milliseconds, is above that of its end.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Milliseconds,
 }
 
@@ -59,6 +60,7 @@ struct Entry {
 
 impl Store {
     /// An empty store.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn with_precision(precision: Precision) -> Self {
         Store { entries: BTreeMap::new(), precision }
     }

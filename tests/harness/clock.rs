@@ -74,6 +74,11 @@ impl Clock {
         Duration::from_nanos(u64::try_from(shown).expect("after the epoch"))
     }
 
+    /// Jumps to a moment since the epoch.
+    pub fn show(&self, moment: Duration) {
+        self.change(|line| line.shown = nanos(moment));
+    }
+
     /// Jumps forward.
     pub fn advance(&self, by: Duration) {
         self.change(|line| line.shown += nanos(by));
