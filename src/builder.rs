@@ -102,7 +102,8 @@ impl RedlockBuilder {
     }
 
     /// Adds nodes: `host`, `host:port`, `redis://[user:password@]host[:port][/db]`, `redis+unix:///path[?db=..&user=..&pass=..]`;
-    /// with the feature `tls` also `rediss://[user:password@]host[:port][/db]`.
+    /// with the feature `tls` also `rediss://[user:password@]host[:port][/db]`. What means something in a URL is escaped in
+    /// a password there (`%40` for `@`); [`NodeConfig::password`] takes it as it is.
     /// All clients should name the same nodes in the same order; an odd number is best, one is fine.
     #[cfg(feature = "redis")]
     pub fn nodes<N: Into<NodeConfig>>(mut self, nodes: impl IntoIterator<Item = N>) -> Self {

@@ -54,6 +54,10 @@ mod sync;
 #[cfg(feature = "sim")]
 pub mod sim;
 
+#[cfg(test)]
+#[path = "../tests/harness/random.rs"]
+mod random;
+
 // The protocol and the doors: open to tests and simulations, and without any promise of stability.
 #[cfg(not(feature = "sim"))]
 #[allow(unreachable_pub)]

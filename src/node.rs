@@ -10,6 +10,9 @@ pub(crate) mod owed;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 
+#[cfg(all(feature = "redis", feature = "sim"))]
+pub use self::redis::alone;
+
 /// One node.
 ///
 /// Commands take effect in the order in which they were submitted, as far as they take effect at all.

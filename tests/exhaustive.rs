@@ -24,15 +24,43 @@ fn cases() -> Vec<Case> {
     let case = |name, worlds, small| Case { name, small, worlds, always: true };
     let large = |name, worlds, small| Case { name, small, worlds, always: false };
     vec![
-        case("one client, one node, everything", 0, Small { clients: 1, attempts: 2, extensions: 2, abandons: true, listens: true, breaks: 1, ..Small::default() }),
+        case(
+            "one client, one node, everything",
+            0,
+            Small {
+                clients: 1,
+                attempts: 2,
+                extensions: 2,
+                abandons: true,
+                listens: true,
+                breaks: 1,
+                ..Small::default()
+            },
+        ),
         case("two clients, one node", 0, Small { attempts: 2, extensions: 1, ..Small::default() }),
-        case("two clients, one node, dropped futures, a broken connection", 0, Small { abandons: true, breaks: 1, ..Small::default() }),
-        case("two clients, one node that restarts empty", 0, Small { faults: (vec![FaultKind::Amnesia], 1), ..Small::default() }),
+        case(
+            "two clients, one node, dropped futures, a broken connection",
+            0,
+            Small { abandons: true, breaks: 1, ..Small::default() },
+        ),
+        case(
+            "two clients, one node that restarts empty",
+            0,
+            Small { faults: (vec![FaultKind::Amnesia], 1), ..Small::default() },
+        ),
         case("two clients, two nodes", 0, Small { nodes: 2, ..Small::default() }),
         case("two clients, three nodes", 0, Small { nodes: 3, ..Small::default() }),
-        large("two clients, two nodes, an extension", 0, Small { nodes: 2, extensions: 1, ..Small::default() }),
+        large(
+            "two clients, two nodes, an extension",
+            0,
+            Small { nodes: 2, extensions: 1, ..Small::default() },
+        ),
         large("two clients, two nodes, two attempts", 0, Small { nodes: 2, attempts: 2, ..Small::default() }),
-        large("two clients, three nodes, one of which restarts empty", 0, Small { nodes: 3, faults: (vec![FaultKind::Amnesia], 1), ..Small::default() }),
+        large(
+            "two clients, three nodes, one of which restarts empty",
+            0,
+            Small { nodes: 3, faults: (vec![FaultKind::Amnesia], 1), ..Small::default() },
+        ),
         large("three clients, three nodes", 0, Small { clients: 3, nodes: 3, ..Small::default() }),
     ]
 }
@@ -42,9 +70,23 @@ fn look() {
     let only = std::env::var("ONLY").ok().and_then(|v| v.parse::<usize>().ok());
     let minutes = std::env::var("SECS").ok().and_then(|v| v.parse::<u64>().ok()).unwrap_or(60);
     for (i, case) in cases().iter().enumerate() {
-        if only.is_some_and(|only| only != i) { continue; }
-        let found = exhaust(&Arc::new(case.small.scope(None)), Limits { worlds: u64::MAX, time: Duration::from_secs(minutes) });
-        println!("{i} {}: {} worlds, {} steps, depth {}, complete {}, {:?}, {:?}", case.name, found.worlds, found.steps, found.depth, found.complete, found.violation.is_some(), found.took);
+        if only.is_some_and(|only| only != i) {
+            continue;
+        }
+        let found = exhaust(
+            &Arc::new(case.small.scope(None)),
+            Limits { worlds: u64::MAX, time: Duration::from_secs(minutes) },
+        );
+        println!(
+            "{i} {}: {} worlds, {} steps, depth {}, complete {}, {:?}, {:?}",
+            case.name,
+            found.worlds,
+            found.steps,
+            found.depth,
+            found.complete,
+            found.violation.is_some(),
+            found.took
+        );
         println!("   {:?}", found.pairs.keys().collect::<Vec<_>>());
     }
 }

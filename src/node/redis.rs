@@ -34,7 +34,11 @@ use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::Owed;
 use super::{Node, Reply};
 use crate::clock::Clock;
+#[cfg(feature = "sim")]
+use crate::clock::SystemClock;
 use crate::protocol::command::{Answer, Command, Refusal, Unknown};
+#[cfg(feature = "sim")]
+use crate::protocol::settings::SettingsError;
 use crate::protocol::time::Instant;
 use crate::protocol::wait::Backoff;
 use crate::sync::lock;
@@ -174,6 +178,20 @@ impl RedisNode {
         runtime.spawn(actor.run());
         (Arc::new(RedisNode { jobs, clock }), watched)
     }
+}
+
+/// A server as a node of its own, without a deployment around it: connects to it from the runtime that this is called on.
+///
+/// # Errors
+///
+/// If the address cannot be read.
+#[cfg(feature = "sim")]
+pub fn alone(config: NodeConfig, node_timeout: Duration) -> Result<Arc<dyn Node>, SettingsError> {
+    let target = Target::all(&[config])?.remove(0);
+    let timeouts = Timeouts { connect: node_timeout, node: node_timeout };
+    let (runtime, clock) = (Handle::current(), Arc::new(SystemClock));
+    let (node, _) = RedisNode::start(&runtime, target, timeouts, clock, Arc::default());
+    Ok(node)
 }
 
 impl Node for RedisNode {

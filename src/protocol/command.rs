@@ -362,7 +362,11 @@ impl fmt::Display for Refusal {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
+    use proptest::{collection, option};
+
     use super::*;
+    use crate::random;
 
     const ID: LeaseId = LeaseId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
 
@@ -389,6 +393,57 @@ mod tests {
         ] {
             assert_eq!(Value::from_wire(foreign).holder(), None, "{foreign:?}");
         }
+    }
+
+    /// What settings let through: no colon in the holder.
+    fn of_ours() -> impl Strategy<Value = (u128, String, Option<String>)> {
+        (any::<u128>(), "[^:]{0,20}", option::of("(?s).{0,20}"))
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        random::check(256, &of_ours(), |(id, holder, metadata)| {
+            let value = Value::new(LeaseId(id), &Signature::new(&holder, metadata.as_deref()));
+            let read = Value::from_wire(value.as_bytes());
+            prop_assert_eq!(&read, &value);
+            prop_assert_eq!((read.holder(), read.metadata()), (Some(&*holder), metadata.as_deref()));
+            prop_assert!(value.as_bytes().starts_with(LeaseId(id).to_string().as_bytes()));
+            Ok(())
+        });
+    }
+
+    /// Any bytes, and values of ours in which something is replaced.
+    fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let ours = of_ours().prop_map(|(id, holder, metadata)| {
+            Value::new(LeaseId(id), &Signature::new(&holder, metadata.as_deref())).as_bytes().to_vec()
+        });
+        let damage = (any::<proptest::sample::Index>(), 0..3usize, collection::vec(any::<u8>(), 0..3));
+        let damaged = (ours, damage).prop_map(|(mut bytes, (place, less, more))| {
+            let start = place.index(bytes.len());
+            bytes.splice(start..(start + less).min(bytes.len()), more);
+            bytes
+        });
+        prop_oneof![collection::vec(any::<u8>(), 0..80), damaged]
+    }
+
+    #[test]
+    fn what_anybody_wrote_is_read_as_ours_only_if_it_has_our_form() {
+        random::check(1024, &any_bytes(), |bytes| {
+            let value = Value::from_wire(&bytes);
+            prop_assert_eq!(value.as_bytes(), &*bytes);
+            let (id, rest) = bytes.split_at(bytes.len().min(32));
+            let has_our_form = id.len() == 32
+                && id.iter().all(u8::is_ascii_hexdigit)
+                && rest.starts_with(b":")
+                && std::str::from_utf8(rest).is_ok();
+            prop_assert_eq!(value.holder().is_some(), has_our_form);
+            // Nothing of the text is lost or made up.
+            let signature = value.holder().map(|holder| Signature::new(holder, value.metadata()));
+            prop_assert!(signature.is_none_or(|signature| signature.0.as_bytes() == rest));
+            prop_assert!(value.holder().is_none_or(|holder| !holder.contains(':')));
+            prop_assert!(value.holder().is_some() || value.metadata().is_none());
+            Ok(())
+        });
     }
 
     #[test]

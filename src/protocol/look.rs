@@ -37,7 +37,7 @@ impl Look {
         }
         if silent > quorum.spare() {
             Look::Unknown
-        } else if votes + pending < quorum.majority() {
+        } else if votes + pending < quorum.majority() && seen.len() >= quorum.majority() {
             Look::Split
         } else {
             Look::Pending
@@ -74,10 +74,17 @@ fn free_in(seen: &[Option<&Sighting>], quorum: Quorum) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::discriminant;
+
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
+
     use super::*;
     use crate::protocol::command::Unknown;
     use crate::protocol::round::RoundId;
     use crate::protocol::time::Instant;
+    use crate::random;
 
     /// One letter a node: a letter is a value with as many seconds to live as its place, `-` free, `?` silent, `.` pending.
     fn look(nodes: &str) -> String {
@@ -117,6 +124,7 @@ mod tests {
             ("ab-", "split"),
             ("abc", "split"),
             ("a?.", "pending"),
+            ("-?.", "pending"), // nobody holds, or too many nodes are silent to say so
             ("a?-", "split"),
             ("a??", "unknown"),
             ("---", "split"),
@@ -128,5 +136,43 @@ mod tests {
         ] {
             assert_eq!(look(nodes), expected, "{nodes}");
         }
+    }
+
+    fn any_answer() -> impl Strategy<Value = Answer> {
+        let sighting = (0..3u8, option::weighted(0.8, 0..5u64)).prop_map(|(value, seconds)| Sighting {
+            value: Value::from_wire(&[value]),
+            expires_in: seconds.map(Duration::from_secs),
+        });
+        let seen = (option::weighted(0.7, sighting), any::<bool>())
+            .prop_map(|(seen, gone)| if gone { Answer::Removed(seen) } else { Answer::Seen(seen) });
+        prop_oneof![3 => seen, 1 => Just(Answer::Unknown(Unknown::Timeout))]
+    }
+
+    #[test]
+    fn what_is_seen_early_is_not_contradicted_by_later_answers() {
+        random::check(4096, &vec(any_answer(), 1..8), |answers| {
+            let quorum = Quorum::of(answers.len());
+            let start = Instant::from_nanos(0);
+            let mut round = Round::to_all(RoundId(1), quorum, start, Duration::from_millis(200));
+            let mut looks = vec![Look::of(&round, quorum)];
+            for (node, answer) in answers.into_iter().enumerate() {
+                round.hear(node, answer, start);
+                looks.push(Look::of(&round, quorum));
+            }
+            let by_all = looks.last().expect("one for the start");
+            prop_assert!(*by_all != Look::Pending);
+            for early in looks.iter().filter(|look| **look != Look::Pending) {
+                prop_assert_eq!(discriminant(early), discriminant(by_all), "{:?}", &looks);
+                if let (Look::Busy { value, free_in }, Look::Busy { value: last, free_in: sooner }) =
+                    (early, by_all)
+                {
+                    prop_assert_eq!(value, last);
+                    // Another node may turn out to be free earlier.
+                    let wait = |free_in: &Option<Duration>| free_in.unwrap_or(Duration::MAX);
+                    prop_assert!(wait(sooner) <= wait(free_in), "{:?}", looks);
+                }
+            }
+            Ok(())
+        });
     }
 }

@@ -108,7 +108,12 @@ pub enum Decision {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::prop_assert_eq;
+    use proptest::sample::select;
+
     use super::*;
+    use crate::random;
 
     #[test]
     fn a_majority_is_more_than_half_of_the_configured_nodes() {
@@ -144,6 +149,29 @@ mod tests {
             let tally = Tally { granted, denied, unknown };
             assert_eq!(Quorum::of(nodes).decide(tally), decision, "N = {nodes}, {tally:?}");
         }
+    }
+
+    #[test]
+    fn what_is_decided_early_is_what_all_votes_say() {
+        let vote = select(vec![Vote::Granted, Vote::Denied, Vote::Unknown]);
+        random::check(2048, &vec(vote, 1..10), |votes| {
+            let quorum = Quorum::of(votes.len());
+            let yes = |votes: &[Vote]| votes.iter().filter(|vote| **vote == Vote::Granted).count();
+            let is_majority = |yes: usize| 2 * yes > votes.len();
+            let by_all = if is_majority(yes(&votes)) { Decision::Won } else { Decision::Failed };
+            for heard in 0..=votes.len() {
+                let (so_far, missing) = (yes(&votes[..heard]), votes.len() - heard);
+                let is_open = !is_majority(so_far) && is_majority(so_far + missing);
+                let decision = quorum.decide(votes[..heard].iter().copied().collect());
+                prop_assert_eq!(
+                    decision,
+                    if is_open { Decision::Pending } else { by_all },
+                    "after {}",
+                    heard
+                );
+            }
+            Ok(())
+        });
     }
 
     #[test]

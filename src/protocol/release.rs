@@ -46,7 +46,7 @@ impl ReleaseOutcome {
             Some(ReleaseOutcome::Released)
         } else if foreign > quorum.spare() {
             Some(ReleaseOutcome::TakenOver)
-        } else if silent > quorum.spare() {
+        } else if silent > quorum.spare() && foreign + pending <= quorum.spare() {
             Some(ReleaseOutcome::Unknown)
         } else if pending == 0
             || (deleted + pending < quorum.majority()
@@ -111,10 +111,15 @@ impl Footprint {
 mod tests {
     use std::time::Duration;
 
+    use proptest::collection::vec;
+    use proptest::prelude::{prop_assert, prop_assert_eq};
+    use proptest::sample::select;
+
     use super::*;
     use crate::protocol::command::{Refusal, Unknown};
     use crate::protocol::round::RoundId;
     use crate::protocol::time::Instant;
+    use crate::random;
 
     /// One letter a node: `d`eleted, `m`issing, `f`oreign, `?` silent, `.` pending.
     fn outcome(nodes: &str) -> Option<ReleaseOutcome> {
@@ -158,9 +163,26 @@ mod tests {
             ("ddf?.", None),
             ("ddff", Some(TakenOver)), // with an even N, half of the nodes already keeps us out
             ("ddd?", Some(Released)),
+            ("??..", None), // as many answers as say that it was taken over are still to come
+            ("??f.", None),
+            ("??d.", Some(Unknown)),
+            ("??ff", Some(TakenOver)),
         ] {
             assert_eq!(outcome(nodes), expected, "{nodes}");
         }
+    }
+
+    #[test]
+    fn an_early_outcome_is_not_contradicted_by_later_answers() {
+        random::check(4096, &vec(select(vec!["d", "m", "f", "?"]), 1..8), |answers| {
+            let by_all = outcome(&answers.concat());
+            prop_assert!(by_all.is_some());
+            for heard in 0..answers.len() {
+                let nodes = answers[..heard].concat() + &".".repeat(answers.len() - heard);
+                prop_assert_eq!(outcome(&nodes).or(by_all), by_all, "{}", nodes);
+            }
+            Ok(())
+        });
     }
 
     #[test]

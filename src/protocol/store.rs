@@ -1,4 +1,22 @@
 //! One node's memory, as the commands see it: the reference for what a Redis does, and the heart of the in-memory node.
+//! `tests/conformance.rs` holds it against real servers: the same random traces get the same answers, to the millisecond.
+//!
+//! # When a key ends
+//!
+//! Redis 7.0 and Valkey 9.1 read the time in whole milliseconds, and find a key gone when that reading is *above* the one at
+//! which the key was set plus its ttl. So a key stands through the whole of its last millisecond, with 0 ms to live, and
+//! lives for its ttl and up to a millisecond longer, depending on where in its millisecond it was set. That is
+//! [`Precision::Milliseconds`].
+//!
+//! [`Precision::Exact`], the default, ends a key exactly with its ttl: no server does it earlier, some do it as early. It is
+//! the harder of the two for mutual exclusion, so it is what the promise is tested on. It is the easier one for whoever
+//! waits for a key to go: a bound on that has to allow for the millisecond.
+//!
+//! Inside of a script Redis 7.0 judges expiry by the time at which the script began, but sets and shows expiries by the time
+//! at which the command is reached; Valkey 9.1 takes one time for both. So on Redis a key may get its ttl from a little
+//! later than it was found to stand: it lives longer, which is the safe side, and the store does not do it. Valkey 9.1
+//! reads the wall clock once in a millisecond and counts on from there: after a jump it goes by the old time for up to a
+//! millisecond.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,20 +25,49 @@ use super::command::{Answer, Command, Key, Sighting, Value};
 use super::time::{Instant, Ttl};
 
 /// Keys with values and expiries. Its clock is whatever it is told.
-#[derive(Clone, Debug, Default, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Store {
     entries: BTreeMap<Key, Entry>,
+    precision: Precision,
 }
 
-#[derive(Clone, Debug, Hash)]
+/// When exactly a key ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// At the first moment at which any server may end it: when its ttl is over.
+    #[default]
+    Exact,
+    /// As Redis and Valkey do: when the time, in whole milliseconds, is above that of its end.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    Milliseconds,
+}
+
+impl Precision {
+    /// What a node reads off a clock that shows `now`.
+    fn read(self, now: Instant) -> Instant {
+        match self {
+            Precision::Exact => now,
+            Precision::Milliseconds => Instant::from_nanos(now.as_nanos() - now.as_nanos() % 1_000_000),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     value: Value,
     expires_at: Instant,
 }
 
 impl Store {
+    /// An empty store.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    pub fn with_precision(precision: Precision) -> Self {
+        Store { entries: BTreeMap::new(), precision }
+    }
+
     /// Carries out a command at the node's own time.
     pub fn apply(&mut self, now: Instant, command: &Command) -> Answer {
+        let now = self.precision.read(now);
         match command {
             Command::Acquire { key, value, ttl } => self.acquire(now, key, value, *ttl),
             Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
@@ -74,6 +121,7 @@ impl Store {
 
     /// What stands at a key.
     pub fn sight(&mut self, now: Instant, key: &Key) -> Option<Sighting> {
+        let now = self.precision.read(now);
         self.find(now, key).map(|entry| Sighting {
             value: entry.value.clone(),
             expires_in: (entry.expires_at < Instant::NEVER).then(|| entry.expires_at.since(now)),
@@ -82,6 +130,7 @@ impl Store {
 
     /// Sets a key whatever stands there; `Duration::MAX` for one without an expiry.
     pub fn put(&mut self, now: Instant, key: &Key, value: &Value, expires_in: Duration) {
+        let now = self.precision.read(now);
         self.entries.insert(key.clone(), Entry { value: value.clone(), expires_at: now + expires_in });
     }
 
@@ -92,13 +141,17 @@ impl Store {
 
     /// The keys that stand now.
     pub fn keys(&self, now: Instant) -> impl Iterator<Item = (&Key, &Value)> {
-        let alive = self.entries.iter().filter(move |(_, entry)| now < entry.expires_at);
+        let alive = self.entries.iter().filter(move |(_, entry)| !self.is_over(now, entry));
         alive.map(|(key, entry)| (key, &entry.value))
     }
 
-    /// When the keys expire.
-    pub fn expiries(&self) -> impl Iterator<Item = Instant> {
-        self.entries.values().map(|entry| entry.expires_at)
+    /// When the keys are gone, if nothing happens to them.
+    pub fn ends(&self) -> impl Iterator<Item = Instant> {
+        let longer = match self.precision {
+            Precision::Exact => Duration::ZERO,
+            Precision::Milliseconds => Duration::from_millis(1),
+        };
+        self.entries.values().map(move |entry| entry.expires_at + longer)
     }
 
     fn set(&mut self, now: Instant, key: &Key, value: &Value, ttl: Ttl) {
@@ -106,10 +159,17 @@ impl Store {
     }
 
     fn find(&mut self, now: Instant, key: &Key) -> Option<&mut Entry> {
-        if self.entries.get(key).is_some_and(|entry| now >= entry.expires_at) {
+        if self.entries.get(key).is_some_and(|entry| self.is_over(now, entry)) {
             self.entries.remove(key);
         }
         self.entries.get_mut(key)
+    }
+
+    fn is_over(&self, now: Instant, entry: &Entry) -> bool {
+        match self.precision {
+            Precision::Exact => now >= entry.expires_at,
+            Precision::Milliseconds => self.precision.read(now) > entry.expires_at,
+        }
     }
 }
 
@@ -173,6 +233,24 @@ mod tests {
             (172, "release b 50", "Missing"),
         ] {
             assert_eq!(answer(&mut store, time, command), expected, "{time} ms: {command}");
+        }
+    }
+
+    #[test]
+    fn in_whole_milliseconds_a_key_stands_through_the_last_of_them() {
+        let (key, value) = (Key::of_lock("", b"k"), Value::from_wire(b"a"));
+        let ttl = Ttl::from_duration(Duration::from_millis(100));
+        for (set_at, last) in [(0, 100_999_999), (999_999, 100_999_999), (1_000_000, 101_999_999)] {
+            let mut store = Store::with_precision(Precision::Milliseconds);
+            let acquire = Command::Acquire { key: key.clone(), value: value.clone(), ttl };
+            store.apply(Instant::from_nanos(set_at), &acquire);
+            let left = |store: &mut Store, nanos| {
+                store.sight(Instant::from_nanos(nanos), &key).map(|seen| seen.expires_in)
+            };
+            assert_eq!(store.keys(Instant::from_nanos(last)).count(), 1, "set at {set_at} ns");
+            assert_eq!(left(&mut store, last), Some(Some(Duration::ZERO)), "set at {set_at} ns");
+            assert_eq!(store.keys(Instant::from_nanos(last + 1)).count(), 0, "set at {set_at} ns");
+            assert_eq!(left(&mut store, last + 1), None, "set at {set_at} ns");
         }
     }
 }

@@ -135,7 +135,8 @@ impl fmt::Display for History {
         let mut tell = |world: &mut World, step: Step| {
             world.perform(step);
             writeln!(f, "{:>12}  {step}", format!("{:.1?}", world.now().since(start)))?;
-            let told = world.notes().iter().filter(|note| matches!(note, Note::Sent { .. } | Note::Told { .. }));
+            let told =
+                world.notes().iter().filter(|note| matches!(note, Note::Sent { .. } | Note::Told { .. }));
             let mut told = told;
             told.try_for_each(|note| writeln!(f, "{:>12}    -> {note}", ""))
         };

@@ -10,6 +10,7 @@ use super::mutant::Mutant;
 use super::world::Span;
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::settings::{Renewal, Terms, Wishes};
+use crate::protocol::store::Precision;
 use crate::protocol::time::{Drift, Instant, Ttl};
 use crate::protocol::wait::{Backoff, Patience};
 
@@ -25,6 +26,8 @@ pub struct Scope {
     pub clients: usize,
     /// The ways in which they may want it. The terms agree on ttl and drift.
     pub wishes: Vec<WishFor>,
+    /// When exactly keys end.
+    pub precision: Precision,
     /// Whether restarted nodes wait.
     pub protection: RestartProtection,
     /// A mistake that is planted.
@@ -136,6 +139,7 @@ impl Scope {
             nodes,
             clients,
             wishes: drawn_wishes(&mut chance, nodes),
+            precision: chance.one_of(&[Precision::Exact, Precision::Milliseconds]),
             protection: RestartProtection::On,
             mutant,
             exclusive: true,
@@ -280,6 +284,7 @@ impl Small {
             nodes: self.nodes,
             clients: self.clients,
             wishes: vec![WishFor { terms, wait: None, without_restarts: false }],
+            precision: Precision::Exact,
             protection: RestartProtection::On,
             mutant,
             exclusive: true,

@@ -3,6 +3,7 @@
 //! killed.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
 
+pub mod clock;
 mod process;
 pub mod proxy;
 
@@ -15,7 +16,8 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, IntoConnectionInfo};
 use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder};
 
-use self::process::{Process, free_port};
+use self::clock::Clock;
+use self::process::{Environment, Process, free_port};
 
 /// What other clients of the servers write into a key that is theirs.
 pub const FOREIGN: &str = "foreign";
@@ -45,6 +47,7 @@ const POLL: Duration = Duration::from_millis(5);
 pub struct Server {
     port: u16,
     condition: Condition,
+    environment: Environment,
 }
 
 enum Condition {
@@ -61,10 +64,19 @@ impl Server {
 
     /// The same, with more arguments.
     pub async fn start_with(arguments: &[&str]) -> Self {
+        Server::start_in(Environment::new(), arguments).await
+    }
+
+    /// Starts a server that goes by a clock of its own, also when it is restarted.
+    pub async fn start_with_clock(clock: &Clock) -> Self {
+        Server::start_in(clock.environment(), &[]).await
+    }
+
+    async fn start_in(environment: Environment, arguments: &[&str]) -> Self {
         loop {
             let port = free_port();
-            if let Some(process) = launch(port, arguments).await {
-                return Server { port, condition: Condition::Running(process) };
+            if let Some(process) = launch(port, arguments, &environment).await {
+                return Server { port, condition: Condition::Running(process), environment };
             }
         }
     }
@@ -133,7 +145,7 @@ impl Server {
         self.kill();
         let started = Instant::now();
         loop {
-            if let Some(process) = launch(self.port, &[]).await {
+            if let Some(process) = launch(self.port, &[], &self.environment).await {
                 self.condition = Condition::Running(process);
                 return;
             }
@@ -194,8 +206,8 @@ fn address(port: u16) -> String {
 }
 
 /// A process that answers on the port, or `None` if another has the port.
-async fn launch(port: u16, arguments: &[&str]) -> Option<Process> {
-    let mut process = Process::start(port, arguments);
+async fn launch(port: u16, arguments: &[&str], environment: &Environment) -> Option<Process> {
+    let mut process = Process::start(port, arguments, environment.clone());
     comes_up(&mut process, port).await.then_some(process)
 }
 

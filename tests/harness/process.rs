@@ -15,19 +15,23 @@ pub struct Process {
     /// Kills the child and clears up if this process ends without having dropped it.
     watchdog: Child,
     directory: PathBuf,
+    environment: Environment,
 }
 
+/// What a server finds in its environment besides what this process has.
+pub type Environment = Vec<(&'static str, OsString)>;
+
 impl Process {
-    pub fn start(port: u16, arguments: &[&str]) -> Self {
+    pub fn start(port: u16, arguments: &[&str], environment: Environment) -> Self {
         let directory = new_directory();
-        let child = spawn_server(port, &directory, arguments);
-        Process { watchdog: spawn_watchdog(&child, &directory), child, directory }
+        let child = spawn_server(port, &directory, arguments, &environment);
+        Process { watchdog: spawn_watchdog(&child, &directory), child, directory, environment }
     }
 
     /// Kills the server, and starts another where it was: what it had saved is there.
     pub fn start_again(&mut self, port: u16, arguments: &[&str]) {
         self.end();
-        self.child = spawn_server(port, &self.directory, arguments);
+        self.child = spawn_server(port, &self.directory, arguments, &self.environment);
         self.watchdog = spawn_watchdog(&self.child, &self.directory);
     }
 
@@ -78,8 +82,9 @@ fn server() -> OsString {
     std::env::var_os("REDLOCK_TEST_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
-fn spawn_server(port: u16, directory: &Path, arguments: &[&str]) -> Child {
+fn spawn_server(port: u16, directory: &Path, arguments: &[&str], environment: &Environment) -> Child {
     let mut command = Command::new(server());
+    command.envs(environment.iter().cloned());
     command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
     command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"]).arg(directory);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -5,13 +5,14 @@
 -- ARGV[2]  how long the key shall live from now, in milliseconds
 -- ARGV[3]  '1' if a missing key is to be set again
 --
--- Returns 1 if the value stands (its expiry is raised to ARGV[2], never lowered), 2 if the key was missing and is set
--- again, 0 if it is missing, -1 if another value stands.
+-- Returns 1 if the value stands (its expiry is raised to ARGV[2], never lowered, and none is set where an operator took
+-- it off), 2 if the key was missing and is set again, 0 if it is missing, -1 if another value stands.
 
 local value = redis.call('GET', KEYS[1])
 
 if value == ARGV[1] then
-  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  local expires_in = redis.call('PTTL', KEYS[1])
+  if expires_in >= 0 and expires_in < tonumber(ARGV[2]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
   end
   return 1

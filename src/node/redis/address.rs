@@ -145,6 +145,11 @@ impl Target {
         // The crate's own message may repeat the address, and with it a password.
         let info = url.as_str().into_connection_info().map_err(|_| refused(format_args!("{FORMS}")))?;
         let name = match info.addr() {
+            // What stands before the `?` would be looked up as a host, and shown as the name of the node.
+            ConnectionAddr::Tcp(..) if is_login_cut(&url) => {
+                let bound = "without @ behind ? or #: in a password they are written %40, %3F and %23";
+                return Err(refused(format_args!("{bound}")));
+            }
             ConnectionAddr::Tcp(host, port) if !host.is_empty() && *port > 0 => format!("{host}:{port}"),
             ConnectionAddr::Unix(path) => path.display().to_string(),
             _ => return Err(refused(format_args!("{FORMS}"))),
@@ -206,12 +211,24 @@ fn without_tls(address: &str) -> (String, bool) {
     }
 }
 
+/// Whether the login may end at something in the password that means something in a URL.
+fn is_login_cut(url: &str) -> bool {
+    url.find(['?', '#']).is_some_and(|place| url[place..].contains('@'))
+}
+
 /// The address with `***` for a password, wherever one can stand, or where it stands by mistake: before the `@`, in the
-/// place of a port, or as `pass=`.
+/// place of a port, or as `pass=`. What means something in a URL may stand in it unescaped.
 fn without_password(address: &str) -> String {
-    let start = address.find("://").map_or(0, |place| place + 3);
+    // What is no scheme of ours may be a user with a password that begins with slashes.
+    const SCHEMES: [&str; 7] = ["redis", "rediss", "valkey", "valkeys", "redis+unix", "valkey+unix", "unix"];
+    let is_scheme = |text: &str| SCHEMES.iter().any(|scheme| text.eq_ignore_ascii_case(scheme));
+    let start = address.find("://").filter(|end| is_scheme(&address[..*end])).map_or(0, |end| end + 3);
     let (scheme, rest) = address.split_at(start);
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    if query.is_some_and(|query| query.contains('@')) {
+        // Either may be the password: what stands before the `?`, or behind it.
+        return format!("{scheme}***");
+    }
     let place = match place.rsplit_once('@') {
         Some((login, host)) => {
             let user = login.split_once(':').map_or("", |(user, _)| user);
@@ -219,14 +236,22 @@ fn without_password(address: &str) -> String {
         }
         None => with_a_port(place),
     };
-    let hidden =
-        |part: &str| part.split_once('=').map_or_else(String::new, |(name, _)| format!("{name}=***"));
-    let shown = |part: &str| if part.starts_with("db=") { part.to_owned() } else { hidden(part) };
     match query {
         Some(query) => {
-            format!("{scheme}{place}?{}", query.split('&').map(shown).collect::<Vec<_>>().join("&"))
+            let parts: Vec<_> = query.split('&').map(without_secret).collect();
+            format!("{scheme}{place}?{}", parts.join("&"))
         }
         None => format!("{scheme}{place}"),
+    }
+}
+
+/// `name=***` for a part of the query, if the name is one that is known there; the number of the database as it is.
+fn without_secret(part: &str) -> String {
+    const NAMES: [&str; 4] = ["user", "pass", "db", "protocol"];
+    match part.split_once('=') {
+        Some(("db", number)) if number.bytes().all(|digit| digit.is_ascii_digit()) => part.to_owned(),
+        Some((name, _)) if NAMES.contains(&name) => format!("{name}=***"),
+        _ => "***".to_owned(),
     }
 }
 
@@ -235,7 +260,7 @@ fn with_a_port(place: &str) -> String {
     let (authority, path) = place.split_once('/').map_or((place, None), |(host, path)| (host, Some(path)));
     let shown = match authority.rsplit_once(':') {
         Some((host, port)) if !port.bytes().all(|digit| digit.is_ascii_digit()) && !port.ends_with(']') => {
-            format!("{host}:***")
+            return format!("{host}:***");
         }
         _ => authority.to_owned(),
     };
@@ -244,7 +269,14 @@ fn with_a_port(place: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
+    use proptest::sample::select;
+    use proptest::test_runner::TestCaseError;
+
     use super::*;
+    use crate::random;
 
     /// Made for these tests; its key is thrown away.
     #[cfg(feature = "tls")]
@@ -295,8 +327,17 @@ mod tests {
             ("redis://:secret", "\"redis://:***\""),
             ("redis://app:secret", "\"redis://app:***\""),
             ("app:secret", "\"app:***\""),
-            ("http+unix:///p?user=app&pass=se@cret", "\"http+unix:///p?user=***&pass=***\""),
-            ("redis://10.0.0.1/x?pass=secret&db=x", "\"redis://10.0.0.1/x?pass=***&db=x\""),
+            ("app:secret/more", "\"app:***\""),
+            ("http+unix:///p?user=app&pass=secret", "\"http+unix:///p?user=***&pass=***\""),
+            ("http+unix:///p?user=app&pass=se@cret", "\"***\""),
+            ("app://secret:1x@a", "\"app:***@a\""),
+            ("redis://app:se?cret=1@a:x", "\"redis://***\""),
+            ("secret?@a", "\"***\""),
+            ("secret#@a", "\":***@a\""),
+            ("redis://app:1?secret@a", "\"redis://***\""),
+            ("app:sec://ret@a:x", "\"app:***@a:***\""),
+            ("redis://10.0.0.1/x?pass=secret&db=x", "\"redis://10.0.0.1/x?pass=***&db=***\""),
+            ("redis://10.0.0.1/x?pass=se&cret=1&db=2", "\"redis://10.0.0.1/x?pass=***&***&db=2\""),
         ] {
             let message = read(address).err().unwrap_or_default();
             assert!(message.starts_with(&format!("nodes is {shown}, but must be ")), "{address}: {message}");
@@ -403,5 +444,93 @@ mod tests {
         );
         let none = Target::all(&[]).err().map(|error| error.to_string());
         assert_eq!(none.as_deref(), Some("nodes is \"\", but must be at least 1 node"));
+    }
+
+    /// Stands in every password, and nowhere else.
+    const SECRET: &str = "HUNTER";
+
+    /// With what means something in a URL before and behind the secret.
+    fn password() -> impl Strategy<Value = String> {
+        const ODD: [&str; 17] =
+            [":", "@", "/", "?", "#", "%", "&", "=", "[", "]", "\\", " ", "%40", "%00", "&db=", "://", "é"];
+        let some = || {
+            vec(prop_oneof![select(ODD.to_vec()), Just("x"), Just("1")], 0..4).prop_map(|odd| odd.concat())
+        };
+        (some(), some()).prop_map(|(before, behind)| format!("{before}{SECRET}{behind}"))
+    }
+
+    /// As people write them, with a password in which nothing is escaped.
+    fn address_with(password: &str) -> impl Strategy<Value = String> + use<> {
+        const SCHEMES: [&str; 8] =
+            ["", "redis://", "rediss://", "valkey://", "REDISS://", "redis+unix://", "unix://", "http://"];
+        const PLACES: [&str; 8] =
+            ["10.0.0.1", "a:6379", "[::1]:1", "", "/run/a.sock", "a..b", "a:x", "a:99999"];
+        const PATHS: [&str; 8] = ["", "/", "/3", "/x", "?db=2", "?protocol=resp3", "/3?db=x", "#insecure"];
+        // What stands before a colon is a name.
+        let alone = password.replace(':', "");
+        let logins = [format!("app:{password}@"), format!(":{password}@"), format!("{alone}@")];
+        let query = option::weighted(0.4, Just(format!("?user=app&pass={password}")));
+        let parts = (select(SCHEMES.to_vec()), select(logins.to_vec()), select(PLACES.to_vec()));
+        (parts, select(PATHS.to_vec()), query).prop_map(|((scheme, login, place), path, query)| match query {
+            Some(query) => format!("{scheme}{place}{query}"),
+            // In the path of a socket nothing tells a password from a folder.
+            None if scheme.contains("unix") => format!("{scheme}{}{place}{path}", login.replace('/', "")),
+            None => format!("{scheme}{login}{place}{path}"),
+        })
+    }
+
+    /// All that is ever said of an address.
+    fn what_is_said_of(config: &NodeConfig) -> String {
+        let read = match Target::all(std::slice::from_ref(config)) {
+            Ok(targets) => targets[0].name().to_owned(),
+            Err(error) => format!("{error} {error:?} {} {}", error.value(), error.bound()),
+        };
+        format!("{read} {config:?}")
+    }
+
+    #[test]
+    fn a_password_is_never_shown_whatever_is_in_it() {
+        let addresses = password().prop_flat_map(|password| address_with(&password));
+        random::check(8192, &addresses, |address| {
+            let said = what_is_said_of(&NodeConfig::new(&*address));
+            prop_assert!(!said.contains(SECRET), "{}", said);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_password_that_is_escaped_is_read_as_it_is() {
+        let logins = ("[a-z]{1,5}", password(), 1..=u16::MAX, 0..16i64);
+        random::check(1024, &logins, |(username, password, port, database)| {
+            let escaped: String = password.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let target = read(&format!("redis://{username}:{escaped}@a:{port}/{database}"));
+            let target = target.map_err(TestCaseError::fail)?;
+            prop_assert_eq!(target.name(), format!("a:{port}"));
+            let login = target.info.redis_settings();
+            prop_assert_eq!(login.username(), Some(&*username));
+            prop_assert_eq!((login.password(), login.db()), (Some(&*password), database));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn any_text_is_an_address_or_refused() {
+        const PIECES: [&str; 16] = [
+            "redis", "rediss", "unix", "://", ":", "@", "/", "?", "#", "[", "]", "%", "db=", "a", "::1",
+            "6379",
+        ];
+        let piece = prop_oneof![
+            select(PIECES.to_vec()).prop_map(str::to_owned),
+            any::<char>().prop_map(String::from),
+        ];
+        random::check(4096, &vec(piece, 0..12).prop_map(|pieces| pieces.concat()), |address| {
+            let config = NodeConfig::new(&*address);
+            prop_assert!(!what_is_said_of(&config).is_empty());
+            match Target::all(&[config]) {
+                Ok(targets) => prop_assert!(!targets[0].name().is_empty()),
+                Err(error) => prop_assert_eq!(error.field(), "nodes"),
+            }
+            Ok(())
+        });
     }
 }

@@ -124,21 +124,34 @@ fn sighting(reply: &Wire) -> Option<Option<Sighting>> {
     match reply {
         Wire::Nil => Some(None),
         Wire::Array(parts) => match &parts[..] {
-            [Wire::BulkString(value), Wire::Int(millis)] => Some(Some(Sighting {
-                value: Value::from_wire(value),
-                expires_in: u64::try_from(*millis).ok().map(Duration::from_millis),
-            })),
+            [Wire::BulkString(value), Wire::Int(millis)] => {
+                let expires_in = time_to_live(*millis)?;
+                Some(Some(Sighting { value: Value::from_wire(value), expires_in }))
+            }
             _ => None,
         },
         _ => None,
     }
 }
 
+/// As PTTL says it: -1 stands for ever. Other numbers below zero say nothing of a key that is there.
+fn time_to_live(millis: i64) -> Option<Option<Duration>> {
+    match millis {
+        -1 => Some(None),
+        _ => u64::try_from(millis).ok().map(|millis| Some(Duration::from_millis(millis))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
+    use proptest::sample::select;
+
     use super::*;
     use crate::protocol::command::{Key, LeaseId, Signature};
     use crate::protocol::time::Ttl;
+    use crate::random;
 
     fn commands() -> [Command; 5] {
         let key = Key::of_lock("redlock", b"k");
@@ -182,5 +195,112 @@ mod tests {
                 assert_eq!(read, Read::Answer(Answer::Unknown(Unknown::Nonsense)), "{command:?} {reply:?}");
             }
         }
+    }
+
+    /// What a server may send, as bytes: any type of RESP2 or RESP3 in any other, errors, and what is no RESP at all.
+    fn any_reply() -> impl Strategy<Value = Vec<u8>> {
+        let nested = one_line().prop_recursive(3, 16, 4, |inner| {
+            (select(vec!['*', '~', '>', '%']), vec(inner, 0..5)).prop_map(|(kind, parts)| {
+                let length = if kind == '%' { parts.len() / 2 } else { parts.len() };
+                [format!("{kind}{length}\r\n").into_bytes(), parts.concat()].concat()
+            })
+        });
+        prop_oneof![one_line(), nested]
+    }
+
+    fn one_line() -> impl Strategy<Value = Vec<u8>> {
+        let lines = select(vec![
+            "+OK",
+            "+ok",
+            "+QUEUED",
+            "$-1",
+            "_",
+            "*-1",
+            "#t",
+            "#f",
+            ",1",
+            ",nan",
+            "(1",
+            "$2\r\nOK",
+            "-",
+            "-OOM x",
+            "-NOSCRIPT No matching script",
+            "-NOPERM No permissions",
+            "-ERR ACL failure in script",
+        ]);
+        let number = prop_oneof![-3..4i64, any::<i64>()];
+        prop_oneof![
+            lines.prop_map(|line| format!("{line}\r\n").into_bytes()),
+            number.prop_map(|number| format!(":{number}\r\n").into_bytes()),
+            vec(any::<u8>(), 0..40).prop_map(|text| bulk(&text)),
+            "[+$:*%~>|=!(,#_-]{0,2}[0-9a-zA-Z ]{0,6}(\r\n)?".prop_map(String::into_bytes),
+        ]
+    }
+
+    /// A value and a time to live.
+    fn any_sighting() -> impl Strategy<Value = Vec<u8>> {
+        let millis = prop_oneof![-3..4i64, any::<i64>()];
+        (vec(any::<u8>(), 0..40), millis).prop_map(|(value, millis)| {
+            [b"*2\r\n".to_vec(), bulk(&value), format!(":{millis}\r\n").into_bytes()].concat()
+        })
+    }
+
+    fn bulk(text: &[u8]) -> Vec<u8> {
+        [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
+    }
+
+    /// The one reply to a command that means an answer; `None` if it cannot be answered so.
+    fn reply_for(command: &Command, answer: &Answer) -> Option<Wire> {
+        use Command::{Acquire, Extend, Inspect, Release, Remove};
+        Some(match (command, answer) {
+            (Acquire { .. }, Answer::Granted) => Wire::Okay,
+            (Acquire { .. }, Answer::Denied) => Wire::Nil,
+            (Extend { .. }, Answer::Present) | (Release { .. }, Answer::Deleted) => Wire::Int(1),
+            (Extend { .. }, Answer::Healed) => Wire::Int(2),
+            (Extend { .. } | Release { .. }, Answer::Missing) => Wire::Int(0),
+            (Extend { .. } | Release { .. }, Answer::Foreign) => Wire::Int(-1),
+            (Inspect { .. }, Answer::Seen(None)) | (Remove { .. }, Answer::Removed(None)) => Wire::Nil,
+            (Inspect { .. }, Answer::Seen(Some(seen))) | (Remove { .. }, Answer::Removed(Some(seen))) => {
+                let millis =
+                    seen.expires_in.map_or(-1, |left| i64::try_from(left.as_millis()).expect("was one"));
+                Wire::Array(vec![Wire::BulkString(seen.value.as_bytes().to_vec()), Wire::Int(millis)])
+            }
+            _ => return None,
+        })
+    }
+
+    #[test]
+    fn nothing_but_the_exact_reply_is_an_answer() {
+        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => Just(b"$-1\r\n".to_vec())];
+        let plain = [
+            Answer::Granted,
+            Answer::Denied,
+            Answer::Present,
+            Answer::Healed,
+            Answer::Missing,
+            Answer::Foreign,
+            Answer::Deleted,
+            Answer::Seen(None),
+            Answer::Removed(None),
+        ];
+        random::check(8192, &(select(commands().to_vec()), replies), |(command, reply)| {
+            // What is no RESP ends the connection.
+            let Ok(reply) = redis::parse_redis_value(&reply) else { return Ok(()) };
+            match decode(&command, reply.clone()) {
+                Read::NoScript | Read::Answer(Answer::Unknown(Unknown::Refused(_))) => {
+                    prop_assert!(matches!(reply, Wire::ServerError(_)));
+                }
+                Read::Answer(Answer::Unknown(unknown)) => {
+                    prop_assert_eq!(unknown, Unknown::Nonsense);
+                    let means =
+                        |answer: &&Answer| reply_for(&command, answer).is_some_and(|exact| exact == reply);
+                    prop_assert_eq!(plain.iter().find(means), None, "is not nonsense");
+                }
+                Read::Answer(answer) => {
+                    prop_assert_eq!(reply_for(&command, &answer), Some(reply), "{:?}", answer);
+                }
+            }
+            Ok(())
+        });
     }
 }

@@ -172,7 +172,11 @@ impl World {
                     mutant.distort_actions(&mut actions, &wish.claim, &mut state.quirk, local, &self.scope);
                 }
                 None => {
-                    self.notes.push(Note::Fed { client, state: wish.claim.state(), event: event_name(&event) });
+                    self.notes.push(Note::Fed {
+                        client,
+                        state: wish.claim.state(),
+                        event: event_name(&event),
+                    });
                     wish.claim.handle(now, event, &mut actions);
                 }
             }

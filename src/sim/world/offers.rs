@@ -119,7 +119,10 @@ impl World {
     /// order loses no history either.
     fn may_arrive(&self, wire: &Wire) -> bool {
         let WireId { client, node, .. } = wire.id;
-        !self.scope.nodes_are_alike || client > 0 || node == 0 || self.servers[node - 1].was_asked_by_the_first
+        !self.scope.nodes_are_alike
+            || client > 0
+            || node == 0
+            || self.servers[node - 1].was_asked_by_the_first
     }
 
     pub(super) fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
@@ -225,7 +228,7 @@ impl World {
             }
         }
         for server in self.servers.iter().filter(|server| server.up) {
-            for expires_at in server.store.expiries() {
+            for expires_at in server.store.ends() {
                 consider(server.dial.when(expires_at));
             }
         }

@@ -6,7 +6,7 @@ use super::client::{Life, LinkState, Way};
 use super::{ClientIndex, World};
 use crate::protocol::admission::{Identity, Introduction};
 use crate::protocol::command::{Command, NodeIndex, Value};
-use crate::protocol::store::Store;
+use crate::protocol::store::{Precision, Store};
 use crate::protocol::time::Instant;
 use crate::sim::clock::Dial;
 use crate::sim::fault::Fault;
@@ -14,6 +14,7 @@ use crate::sim::scope::{START, Scope};
 
 #[derive(Clone, Hash)]
 pub(super) struct Server {
+    pub(super) precision: Precision,
     pub(super) store: Store,
     pub(super) dial: Dial,
     pub(super) up: bool,
@@ -39,7 +40,7 @@ impl World {
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::RestartWithMemory(node) => self.restart(node, |server| server.store.clone()),
-            Fault::RestartEmpty(node) => self.restart(node, |_| Store::default()),
+            Fault::RestartEmpty(node) => self.restart(node, Server::empty_store),
             Fault::RestartStale(node) => self.restart(node, Server::old_store),
             Fault::Copy(node) => self.servers[node].copy = Some(self.servers[node].store.clone()),
             Fault::Promote(node) => {
@@ -51,7 +52,7 @@ impl World {
             }
             Fault::Replace(node) => {
                 self.crash(node);
-                self.restart(node, |_| Store::default());
+                self.restart(node, Server::empty_store);
                 let server = &mut self.servers[node];
                 server.started_at = Instant::from_nanos(0);
                 server.history += 1;
@@ -70,7 +71,7 @@ impl World {
                 let time = self.servers[node].time(self.now);
                 self.servers[node].store.remove(time, &Self::key());
             }
-            Fault::Flush(node) => self.servers[node].store = Store::default(),
+            Fault::Flush(node) => self.servers[node].store = self.servers[node].empty_store(),
             Fault::Delete => {
                 for server in &mut self.servers {
                     let time = server.time(self.now);
@@ -150,7 +151,8 @@ impl Server {
     /// A server that has run for long, and is empty.
     pub(super) fn new(scope: &Scope, node: NodeIndex) -> Self {
         Server {
-            store: Store::default(),
+            precision: scope.precision,
+            store: Store::with_precision(scope.precision),
             dial: Dial::new(START, scope.node_rate(node)),
             up: true,
             stalled: false,
@@ -165,10 +167,9 @@ impl Server {
         }
     }
 
-    /// The server's clock, in the whole milliseconds in which it keeps expiries.
+    /// The server's clock.
     pub(super) fn time(&self, now: Instant) -> Instant {
-        const MILLISECOND: u64 = 1_000_000;
-        Instant::from_nanos(self.dial.read(now).as_nanos() / MILLISECOND * MILLISECOND)
+        self.dial.read(now)
     }
 
     pub(super) fn introduction(&self, time: Instant) -> Introduction {
@@ -199,8 +200,12 @@ impl Server {
         }
     }
 
+    pub(super) fn empty_store(&mut self) -> Store {
+        Store::with_precision(self.precision)
+    }
+
     pub(super) fn old_store(&mut self) -> Store {
-        let old = self.copy.clone().unwrap_or_default();
+        let old = self.copy.clone().unwrap_or_else(|| self.empty_store());
         self.late.extend(old.keys(Instant::from_nanos(0)).map(|(_, value)| value.clone()));
         old
     }
