@@ -182,7 +182,7 @@ impl Attempt {
     pub fn roll_back(&self, (key, terms): (&Key, &Terms), out: &mut Vec<Action>) {
         for node in (0..terms.quorum.nodes()).filter(|node| self.footprint.may_stand(*node)) {
             let (key, value) = (key.clone(), self.value.clone());
-            let owed_for = terms.ttl.as_duration();
+            let owed_for = terms.longest_life(terms.ttl);
             let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for };
             out.push(Action::Send { node, round: self.round.id(), command });
         }

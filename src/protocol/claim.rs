@@ -635,7 +635,7 @@ impl Claim {
     fn send_releases(&self, round: RoundId, hold: &Hold, linger: Ttl, out: &mut Vec<Action>) {
         for node in 0..self.terms.quorum.nodes() {
             let stands = hold.footprint.may_stand(node);
-            let owed_for = if stands { hold.longest.as_duration() } else { Duration::ZERO };
+            let owed_for = if stands { self.terms.longest_life(hold.longest) } else { Duration::ZERO };
             let (key, value) = (self.key.clone(), hold.value.clone());
             let command = Command::Release { key, value, linger, owed_for };
             out.push(Action::Send { node, round, command });

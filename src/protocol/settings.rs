@@ -152,6 +152,11 @@ impl Wishes {
 }
 
 impl Terms {
+    /// How long a key that is set for `ttl` stands at most, by our clock: a node's may run more slowly.
+    pub fn longest_life(&self, ttl: Ttl) -> Duration {
+        ttl.as_duration().saturating_add(self.drift.allowance(ttl))
+    }
+
     /// A ttl for one extension, under these terms.
     pub fn check_extension(&self, ttl: Duration) -> Result<Ttl, SettingsError> {
         check_ttl("ttl", ttl, self.max_ttl.as_duration(), self.drift, self.margin)?;
