@@ -160,6 +160,7 @@ impl MemoryNodes {
 
     /// A node goes down: what it was asked and has not answered is lost, new commands are refused at once. It keeps its
     /// memory.
+    #[track_caller]
     pub fn stop(&self, node: usize) {
         self.node(node).stop();
         self.record(format_args!("node {node} stops"));
@@ -183,6 +184,7 @@ impl MemoryNodes {
     /// # Ok::<(), redlock_quorum::AcquireError>(())
     /// # }).unwrap();
     /// ```
+    #[track_caller]
     pub fn stall(&self, node: usize) {
         self.node(node).stall();
         self.record(format_args!("node {node} stalls"));
@@ -202,6 +204,7 @@ impl MemoryNodes {
     /// # Ok(())
     /// # }
     /// ```
+    #[track_caller]
     pub fn drop_replies(&self, node: usize) {
         self.node(node).drop_replies();
         self.record(format_args!("node {node} drops its replies"));
@@ -209,12 +212,14 @@ impl MemoryNodes {
 
     /// A node that was stopped, is stalled or drops its replies is well again, with what it remembers. First comes what was
     /// left undone: what clients released meanwhile, as when a connection is back, and what has piled up.
+    #[track_caller]
     pub fn start(&self, node: usize) {
         self.node(node).start();
         self.record(format_args!("node {node} runs"));
     }
 
     /// A node restarts in a moment, with its memory: what it was asked and has not answered is lost.
+    #[track_caller]
     pub fn restart(&self, node: usize) {
         self.node(node).restart(false);
         self.record(format_args!("node {node} restarts"));
@@ -239,6 +244,7 @@ impl MemoryNodes {
     /// # Ok(())
     /// # }
     /// ```
+    #[track_caller]
     pub fn restart_empty(&self, node: usize) {
         self.node(node).restart(true);
         self.record(format_args!("node {node} restarts empty"));
@@ -247,6 +253,7 @@ impl MemoryNodes {
     /// From now on a node answers so much later, each client in order; what it is asked it does at once.
     ///
     /// Longer than the node timeout, and its answers are not waited for.
+    #[track_caller]
     pub fn delay(&self, node: usize, delay: Duration) {
         self.node(node).delay(delay);
         self.record(format_args!("node {node} answers after {delay:?}"));
@@ -266,6 +273,7 @@ impl MemoryNodes {
     /// # Ok(())
     /// # }
     /// ```
+    #[track_caller]
     pub fn skew(&self, node: usize, skew: Skew) {
         self.node(node).skew(skew);
         match skew {
@@ -301,6 +309,7 @@ impl MemoryNodes {
     /// # Panics
     ///
     /// If `client` is not a client of these nodes.
+    #[track_caller]
     pub fn partition(&self, client: &Redlock, nodes: impl IntoIterator<Item = usize>, partition: Partition) {
         self.cut(self.number_of(client), nodes, partition);
     }
@@ -310,6 +319,7 @@ impl MemoryNodes {
     /// # Panics
     ///
     /// If `client` is not a client of these nodes.
+    #[track_caller]
     pub fn reconnect(&self, client: &Redlock) {
         self.mend(self.number_of(client), 0..self.len());
     }
@@ -369,11 +379,13 @@ impl MemoryNodes {
     /// # Ok(())
     /// # }
     /// ```
+    #[track_caller]
     pub fn evict(&self, node: usize, resource: impl AsRef<[u8]>) {
         self.evict_key(node, &self.key(resource.as_ref()));
     }
 
     /// The keys that stand on a node now, sorted.
+    #[track_caller]
     pub fn keys(&self, node: usize) -> Vec<String> {
         let keys = self.node(node).keys();
         keys.iter().map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned()).collect()
@@ -460,6 +472,7 @@ impl MemoryNodes {
         self.record(format_args!("{client} is connected to the nodes {nodes:?}"));
     }
 
+    #[track_caller]
     fn evict_key(&self, node: usize, key: &Key) {
         self.node(node).remove(key);
         self.record(format_args!("node {node} evicts {key:?}"));

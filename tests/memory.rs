@@ -407,6 +407,25 @@ async fn holds_and_losses_are_of_the_namespace_and_are_told_in_the_history() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn clients_of_one_name_do_not_touch_each_others_keys() {
+    let nodes = MemoryNodes::seeded(3, 1);
+    let client = || nodes.builder().holder("twin").connect_lazy().expect("good settings");
+    let (ours, theirs) = (client(), client());
+    let guard = ours.mutex("a").acquire().await.expect("free");
+    nodes.drop_replies(0);
+    nodes.drop_replies(1);
+    let error = theirs.mutex("a").try_acquire().await.expect_err("one of three answers");
+    assert!(matches!(error, AcquireError::NoQuorum(_)), "{error}");
+    assert_eq!(
+        keys(&nodes),
+        3,
+        "rolled back where it may have been granted: the other's keys have another LeaseId"
+    );
+    drop(guard);
+    nodes.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
 #[should_panic(expected = "a client of these nodes")]
 async fn the_client_of_other_nodes_cannot_be_cut_off() {
     let others = MemoryNodes::new(3);
@@ -558,6 +577,8 @@ fn the_same_seed_goes_the_same_way() {
 struct Counter {
     value: Cell<u64>,
     written: Cell<u64>,
+    /// How often a holder heard of its loss.
+    lost: Cell<u64>,
     /// Everybody who ever held the lock.
     holders: RefCell<Vec<Watch>>,
     overlaps: Cell<u64>,
@@ -573,13 +594,14 @@ impl Counter {
             let run = mutex.run(async |guard| {
                 self.now_holds(guard.watch());
                 let value = self.value.get();
-                sleep(ms(40 + 37 * value % 200)).await;
+                // From less than the first renewal to several ttls.
+                sleep(ms(40 + 370 * (value % 5))).await;
                 self.value.set(value + 1);
                 self.written.set(self.written.get() + 1);
             });
             match run.await {
                 Ok(()) => made += 1,
-                Err(RunError::Lost) => {}
+                Err(RunError::Lost) => self.lost.set(self.lost.get() + 1),
                 Err(error) => panic!("a majority is well: {error:#}"),
             }
         }
@@ -599,26 +621,38 @@ async fn count_under(plan: FaultPlan, seed: u64) -> (Counter, MemoryNodes, Fault
     let clients: Vec<_> = (0..4).map(|_| nodes.redlock()).collect();
     let faults = nodes.disturb(plan.every(ms(150)).lasting(ms(1_500)).length(secs(30)));
     let counter = Counter::default();
-    let working = join_all(clients.iter().map(|client| counter.increment(client, 8)));
+    let working = join_all(clients.iter().map(|client| counter.increment(client, 4)));
     timeout(secs(300), working).await.unwrap_or_else(|_| panic!("not done: {faults}"));
     (counter, nodes, faults)
 }
 
 #[test]
-fn no_two_hold_whatever_befalls_a_minority() {
+fn no_two_hold_whatever_befalls_nodes_that_keep_their_memory() {
+    let mut lost = 0;
     for seed in seeds() {
-        println!("seed {seed}, again with REDLOCK_TEST_SEED={seed}");
+        println!("{ONE_SEED}={seed}");
         in_paused_time(async {
-            let (counter, nodes, faults) = count_under(FaultPlan::seeded(seed), seed).await;
+            // A minority of the nodes at a time, or any number of them.
+            let plan = FaultPlan::seeded(seed);
+            let plan = if seed % 3 == 0 { plan } else { plan.at_most(5) };
+            let (counter, nodes, faults) = count_under(plan, seed).await;
             assert_eq!(counter.overlaps.get(), 0, "two held at once: {faults}");
             assert_eq!(counter.value.get(), counter.written.get(), "an increment was lost: {faults}");
-            assert_eq!(counter.value.get(), 32, "an increment was made that was said to be lost: {faults}");
+            assert_eq!(counter.value.get(), 16, "an increment was made that was said to be lost: {faults}");
+            lost += counter.lost.get();
             // Before the ttl is over: what is left now is left for want of a release.
             drop(faults);
             nodes.heal();
             nodes.assert_nothing_left();
+            sleep(ms(500)).await;
+            nodes.assert_nothing_left();
         });
     }
+    println!("{lost} locks were lost");
+    assert!(
+        lost > 100 || std::env::var(ONE_SEED).is_ok(),
+        "only {lost} locks were lost: that shows too little"
+    );
 }
 
 #[test]
@@ -627,7 +661,7 @@ fn two_do_hold_where_nodes_lose_their_memory() {
     let mut increments_lost = 0;
     for seed in 0..50 {
         in_paused_time(async {
-            let plan = FaultPlan::seeded(seed).kinds([FaultKind::RestartEmpty, FaultKind::Evict]);
+            let plan = FaultPlan::seeded(seed).kinds([FaultKind::RestartEmpty, FaultKind::Evict]).at_most(2);
             let (counter, ..) = count_under(plan, seed).await;
             overlaps += counter.overlaps.get();
             increments_lost += counter.written.get() - counter.value.get();
@@ -636,11 +670,13 @@ fn two_do_hold_where_nodes_lose_their_memory() {
     assert!(overlaps > 0 && increments_lost > 0, "{overlaps} overlaps, {increments_lost} increments lost");
 }
 
-/// Some hundreds, or the one in `REDLOCK_TEST_SEED`. A seed that fails is printed with the faults.
+/// The environment variable that names the one seed to run.
+const ONE_SEED: &str = "REDLOCK_TEST_SEED";
+
 fn seeds() -> std::ops::Range<u64> {
-    match std::env::var("REDLOCK_TEST_SEED") {
+    match std::env::var(ONE_SEED) {
         Ok(seed) => {
-            let seed = seed.parse().expect("a number in REDLOCK_TEST_SEED");
+            let seed = seed.parse().expect("a whole number");
             seed..seed + 1
         }
         Err(_) => 0..300,

@@ -149,14 +149,15 @@ impl FaultPlan {
                 return faults;
             }
             let disturbed =
-                |node: &usize| faults.iter().any(|fault| fault.ends > now && fault.nodes.contains(node));
+                |node: &usize| faults.iter().any(|fault| fault.over() > now && fault.nodes.contains(node));
             let mut free: Vec<usize> = (0..count).filter(|node| !disturbed(node)).collect();
             let room = at_most.saturating_sub(count - free.len());
             if room > 0 {
                 let ends = now.saturating_add(up_to(self.lasting, &dice)).min(self.length);
                 let effect = self.effect(&dice);
                 let several = 1 + below(room, &dice);
-                let nodes = (0..several).map(|_| free.remove(below(free.len(), &dice))).collect();
+                let mut nodes: Vec<_> = (0..several).map(|_| free.remove(below(free.len(), &dice))).collect();
+                nodes.sort_unstable();
                 faults.push(Fault { begins: now, ends, nodes, effect });
             }
         }
@@ -201,6 +202,16 @@ struct Fault {
     ends: Duration,
     nodes: Vec<usize>,
     effect: Effect,
+}
+
+impl Fault {
+    /// When nothing of it is noticed any more: answers that are on their way are late beyond the end of a delay.
+    fn over(&self) -> Duration {
+        match self.effect {
+            Effect::Delay(delay) => self.ends.saturating_add(delay),
+            _ => self.ends,
+        }
+    }
 }
 
 /// What happens to each node of a fault. What depends on the clients and keys of the moment is a number, to choose by.
@@ -433,7 +444,7 @@ mod tests {
                 for fault in &faults {
                     assert!(fault.begins < fault.ends && fault.ends <= Duration::from_secs(60));
                     let now = fault.begins;
-                    let lasting = faults.iter().filter(|other| other.begins <= now && now < other.ends);
+                    let lasting = faults.iter().filter(|other| other.begins <= now && now < other.over());
                     let mut nodes: Vec<usize> = lasting.flat_map(|other| other.nodes.clone()).collect();
                     reached = reached.max(nodes.len());
                     nodes.sort_unstable();

@@ -100,7 +100,7 @@ struct Connection {
     /// Those whose answer will not come, be it that the command was lost or the answer. The client finds out when it has a
     /// new connection, as it would with a server.
     silent: Vec<Job>,
-    /// Carried out, with the moment at which the answer is heard: in the order of the moments.
+    /// Carried out, with the moment at which the answer is heard, but not before those in front of it.
     answered: VecDeque<(Instant, Job, Answer)>,
     /// The releases that were not carried out for all the client knows.
     owed: Owed,
@@ -272,8 +272,7 @@ impl State {
         if self.condition == Condition::DropsReplies || connection.loses_answers() {
             connection.silent.push(job);
         } else {
-            let after = connection.answered.back().map_or(now, |(heard_at, ..)| *heard_at);
-            let heard_at = after.max(now + self.delay);
+            let heard_at = now + self.delay;
             connection.answered.push_back((heard_at, job, answer));
             if heard_at > now {
                 self.alarms.insert(heard_at);
