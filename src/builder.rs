@@ -16,10 +16,12 @@ use crate::clock::Clock;
 #[cfg(feature = "redis")]
 use crate::clock::SystemClock;
 use crate::driver::Doors;
+use crate::entropy::Entropy;
+#[cfg(feature = "redis")]
 use crate::entropy::SystemEntropy;
 use crate::error::{ConnectError, SettingsError};
 use crate::keeper::Keeper;
-use crate::memory::MemoryNodes;
+use crate::memory::{MemoryClient, MemoryDoors, MemoryNodes};
 use crate::node::Node;
 #[cfg(feature = "redis")]
 use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts};
@@ -130,8 +132,9 @@ impl RedlockBuilder {
         self
     }
 
-    /// Who this client says it is to those who look at its locks. By default the host name and the process id. It is for
-    /// people: two clients of one name still exclude each other.
+    /// Who this client says it is to those who look at its locks. By default the host name and the process id, or
+    /// `client-1` and so on for clients of [`MemoryNodes`]. It is for people: two clients of one name still exclude each
+    /// other.
     pub fn holder(mut self, holder: impl Into<String>) -> Self {
         self.holder = Some(holder.into());
         self
@@ -242,17 +245,23 @@ impl RedlockBuilder {
     fn start(self) -> Result<(Redlock, Reached), ConnectError> {
         check_namespace(&self.namespace)?;
         check_wait(self.wait)?;
-        let holder = self.holder.clone().unwrap_or_else(default_holder);
-        check_signature(&holder, None)?;
+        if let Some(holder) = &self.holder {
+            check_signature(holder, None)?;
+        }
         match &self.source {
             Source::Memory(nodes) => {
                 let names = (0..nodes.len()).map(|node| format!("memory-{node}").into()).collect();
                 let terms = self.wishes.check(&names)?;
-                let doors = open_doors(&runtime()?, nodes.doors(), Arc::new(nodes.clock()));
-                Ok((self.open(doors, terms, holder), Reached::default()))
+                let runtime = runtime()?;
+                let (holder, MemoryDoors { nodes, clock, entropy, client }) =
+                    nodes.connect(self.holder.as_deref());
+                let doors = open_doors(&runtime, nodes, clock, entropy);
+                Ok((self.open(doors, terms, holder, Some(client)), Reached::default()))
             }
             #[cfg(feature = "redis")]
             Source::Redis(configs) => {
+                let holder = self.holder.clone().unwrap_or_else(default_holder);
+                check_signature(&holder, None)?;
                 let targets = Target::all(configs)?;
                 let names: Arc<[Arc<str>]> = targets.iter().map(|target| target.name().into()).collect();
                 let terms = self.wishes.check(&names)?;
@@ -263,19 +272,20 @@ impl RedlockBuilder {
                 // A little more than an attempt takes, so that its reason is known.
                 let patience = timeouts.connect + timeouts.node;
                 let reached = Reached { states, names, patience, grace: timeouts.node };
-                let doors = open_doors(&runtime()?, nodes.into(), Arc::new(SystemClock));
-                Ok((self.open(doors, terms, holder), reached))
+                let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+                let doors = open_doors(&runtime()?, nodes.into(), clock, entropy);
+                Ok((self.open(doors, terms, holder, None), reached))
             }
             #[cfg(not(feature = "redis"))]
             Source::Nothing => Err(SettingsError::new("nodes", "", format_args!("at least 1")).into()),
         }
     }
 
-    fn open(self, doors: Doors, terms: Terms, holder: String) -> Redlock {
+    fn open(self, doors: Doors, terms: Terms, holder: String, client: Option<MemoryClient>) -> Redlock {
         // A mutex may ask for another ttl, but the bound on it stays what it was for all.
         let max_ttl = self.wishes.max_ttl.or(Some(self.wishes.ttl));
         let wishes = Wishes { max_ttl, ..self.wishes };
-        Redlock::open(Core::new(doors, wishes, terms, self.wait, holder), &self.namespace)
+        Redlock::open(Core::new(doors, wishes, terms, self.wait, holder, client), &self.namespace)
     }
 }
 
@@ -363,10 +373,15 @@ fn start_all(
 }
 
 /// The doors of a new deployment, and the keeper of its held locks.
-fn open_doors(runtime: &Handle, nodes: Box<[Arc<dyn Node>]>, clock: Arc<dyn Clock>) -> Doors {
+fn open_doors(
+    runtime: &Handle,
+    nodes: Box<[Arc<dyn Node>]>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+) -> Doors {
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
-    Doors { nodes, clock, entropy: Arc::new(SystemEntropy), keeper }
+    Doors { nodes, clock, entropy, keeper }
 }
 
 #[cfg(feature = "redis")]
@@ -391,6 +406,7 @@ fn runtime() -> Result<Handle, ConnectError> {
 }
 
 /// Host name and process id: for people who look at a lock.
+#[cfg(feature = "redis")]
 fn default_holder() -> String {
     #[cfg(unix)]
     let host = rustix::system::uname().nodename().to_string_lossy().replace(':', "-");

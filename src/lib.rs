@@ -91,8 +91,9 @@ pub use error::{
 };
 pub use guard::{Guard, Release, Watch};
 pub use inspect::Inspection;
-pub use memory::MemoryNodes;
+pub use memory::{FaultKind, FaultPlan, Faults, MemoryNodes};
 pub use mutex::Mutex;
+pub use node::memory::{Partition, Skew};
 #[cfg(feature = "redis")]
 pub use node::redis::NodeConfig;
 pub use protocol::release::ReleaseOutcome;

@@ -11,6 +11,7 @@ use crate::builder::RedlockBuilder;
 use crate::driver::{self, Doors};
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
+use crate::memory::MemoryClient;
 use crate::mutex::Mutex;
 use crate::protocol::command::{Command, Key, Signature};
 use crate::protocol::release::ReleaseOutcome;
@@ -40,12 +41,21 @@ pub(crate) struct Core {
     pub(crate) wait: Duration,
     pub(crate) holder: String,
     pub(crate) signature: Signature,
+    /// Which client of in-memory nodes this is, if it is one.
+    client: Option<MemoryClient>,
     closed: AtomicBool,
     closing: Notify,
 }
 
 impl Core {
-    pub(crate) fn new(doors: Doors, wishes: Wishes, terms: Terms, wait: Duration, holder: String) -> Self {
+    pub(crate) fn new(
+        doors: Doors,
+        wishes: Wishes,
+        terms: Terms,
+        wait: Duration,
+        holder: String,
+        client: Option<MemoryClient>,
+    ) -> Self {
         Core {
             doors: Arc::new(doors),
             places: Arc::default(),
@@ -54,6 +64,7 @@ impl Core {
             wait,
             signature: Signature::new(&holder, None),
             holder,
+            client,
             closed: AtomicBool::new(false),
             closing: Notify::new(),
         }
@@ -76,6 +87,10 @@ impl Redlock {
     /// Starts a description of nodes and settings.
     pub fn builder() -> RedlockBuilder {
         RedlockBuilder::new()
+    }
+
+    pub(crate) fn memory_client(&self) -> Option<&MemoryClient> {
+        self.core.client.as_ref()
     }
 
     pub(crate) fn open(core: Core, namespace: &str) -> Self {
