@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use redlock_quorum::sim::fault::FaultKind;
+use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::{History, Reached, random};
 use redlock_quorum::sim::mutant::Mutant;
 
@@ -96,7 +96,7 @@ impl Options {
     }
 
     fn with(&self, seed: u64, mutant: Option<Mutant>) -> History {
-        let kinds = mutant.map_or(&FaultKind::HARMLESS[..], Mutant::kinds);
+        let kinds = mutant.map_or(&FaultClass::HARMLESS[..], Mutant::kinds);
         random(seed, kinds, mutant, self.steps)
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redlock_quorum::sim::fault::FaultKind;
+use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::{self, History};
 use redlock_quorum::sim::mutant::Mutant;
 use redlock_quorum::sim::scope::Small;
@@ -46,7 +46,7 @@ fn cases() -> Vec<Case> {
         case(
             "two clients, one node that restarts empty",
             0,
-            Small { faults: (vec![FaultKind::Amnesia], 1), ..Small::default() },
+            Small { faults: (vec![FaultClass::Amnesia], 1), ..Small::default() },
         ),
         case("two clients, two nodes", 0, Small { nodes: 2, ..Small::default() }),
         case("two clients, three nodes", 0, Small { nodes: 3, ..Small::default() }),
@@ -59,7 +59,7 @@ fn cases() -> Vec<Case> {
         large(
             "two clients, three nodes, one of which restarts empty",
             0,
-            Small { nodes: 3, faults: (vec![FaultKind::Amnesia], 1), ..Small::default() },
+            Small { nodes: 3, faults: (vec![FaultClass::Amnesia], 1), ..Small::default() },
         ),
         large("three clients, three nodes", 0, Small { clients: 3, nodes: 3, ..Small::default() }),
     ]

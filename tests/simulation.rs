@@ -7,7 +7,7 @@ use std::sync::Arc;
 use redlock_quorum::protocol::admission::RestartProtection;
 use redlock_quorum::sim::check::Violation;
 use redlock_quorum::sim::choose::{Replay, Seeded};
-use redlock_quorum::sim::fault::FaultKind;
+use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::{History, Reached, live, random};
 use redlock_quorum::sim::mutant::Mutant;
 use redlock_quorum::sim::scope::Scope;
@@ -24,7 +24,7 @@ const BUDGET: u64 = 50_000;
 /// Seeds that found something once, and what that was. They stand in docs/safety.md.
 const RECORD: [u64; 1] = [
     // A key left behind at a node with a slow clock, by a release that was owed for a ttl only.
-    8_109,
+    12_930,
 ];
 
 /// The first history among these seeds that fails.
@@ -36,7 +36,7 @@ fn first_failure(seeds: std::ops::Range<u64>, history: impl Fn(u64) -> History) 
 fn random_histories_find_nothing() {
     let mut reached = Reached::default();
     for seed in (0..HISTORIES).chain(RECORD) {
-        let history = random(seed, &FaultKind::HARMLESS, None, STEPS);
+        let history = random(seed, &FaultClass::HARMLESS, None, STEPS);
         assert!(history.violation.is_none(), "seed {seed}: {}", history.shrunk());
         reached.add(history.reached);
     }
@@ -79,7 +79,7 @@ fn two_hold(story: &str, scope: impl Fn(u64) -> Scope) {
 
 #[test]
 fn where_an_assumption_is_broken_so_is_the_promise() {
-    for kind in FaultKind::HARMFUL {
+    for kind in FaultClass::HARMFUL {
         two_hold(&format!("{kind:?}"), |seed| {
             let mut scope = Scope::drawn(seed, &[], None);
             scope.weather.faults = vec![(kind, 3)];
@@ -95,12 +95,12 @@ fn where_an_assumption_is_broken_so_is_the_promise() {
     });
     two_hold("restarts without protection", |seed| Scope {
         protection: RestartProtection::Off,
-        ..Scope::drawn(seed, &[FaultKind::Amnesia], None)
+        ..Scope::drawn(seed, &[FaultClass::Amnesia], None)
     });
     two_hold("a server that was replaced before anybody knew it", |seed| {
         let mut scope = Scope::drawn(seed, &[], None);
         (scope.strangers, scope.most_faults) = (true, 10);
-        scope.weather.faults = vec![(FaultKind::Replacement, 3)];
+        scope.weather.faults = vec![(FaultClass::Replacement, 3)];
         scope
     });
 }
@@ -109,7 +109,7 @@ fn where_an_assumption_is_broken_so_is_the_promise() {
 fn a_failing_history_is_shrunk_and_goes_the_same_way_again() {
     let mutant = Some(Mutant::SetWithoutNx);
     let (_, history) =
-        first_failure(0..100, |seed| random(seed, &FaultKind::HARMLESS, mutant, STEPS)).expect("a failure");
+        first_failure(0..100, |seed| random(seed, &FaultClass::HARMLESS, mutant, STEPS)).expect("a failure");
     let shrunk = history.shrunk();
     assert!(shrunk.steps.len() < history.steps.len() && shrunk.steps.len() < 10, "{shrunk}");
     let again = live(&shrunk.scope, &mut Replay::new(shrunk.steps.iter().copied()), usize::MAX);

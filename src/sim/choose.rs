@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::world::Step;
+use crate::entropy::SeededEntropy;
 
 /// One thing that may happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,29 +21,24 @@ pub trait Chooser {
     fn choose(&mut self, offers: &[Offer]) -> Option<usize>;
 }
 
-/// Chance, by a seed. The generator (SplitMix64) is written out here because a seed that is kept in a table must mean the same
-/// history with every version of every crate.
-#[derive(Clone, Debug)]
-pub struct Seeded(u64);
+/// Chance, by a seed: the same history with every version.
+#[derive(Debug)]
+pub struct Seeded(SeededEntropy);
 
 impl Seeded {
     /// The chance of a seed.
     pub fn new(seed: u64) -> Self {
-        Seeded(seed)
+        Seeded(SeededEntropy::new(seed, 0))
     }
 
     /// The next 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.number()
     }
 
-    /// A number below `bound`, which is far below 2^64, so that the bias does not matter.
+    /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.bits() % bound.max(1)
+        self.0.below(bound)
     }
 
     /// True so many times in a hundred.

@@ -104,9 +104,9 @@ impl Fault {
     }
 }
 
-/// The kinds of faults, to be allowed one by one.
+/// Faults that belong together, to be allowed one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FaultKind {
+pub enum FaultClass {
     /// Crashes, and restarts with all of the memory.
     Crashes,
     /// Restarts that forget everything.
@@ -137,23 +137,28 @@ pub enum FaultKind {
     Freezes,
 }
 
-impl FaultKind {
+impl FaultClass {
     /// Those under which no two clients may ever hold.
-    pub const HARMLESS: [FaultKind; 9] = [
-        FaultKind::Crashes,
-        FaultKind::Amnesia,
-        FaultKind::Staleness,
-        FaultKind::Replacement,
-        FaultKind::Stalls,
-        FaultKind::Fullness,
-        FaultKind::Cuts,
-        FaultKind::Pauses,
-        FaultKind::Deaths,
+    pub const HARMLESS: [FaultClass; 9] = [
+        FaultClass::Crashes,
+        FaultClass::Amnesia,
+        FaultClass::Staleness,
+        FaultClass::Replacement,
+        FaultClass::Stalls,
+        FaultClass::Fullness,
+        FaultClass::Cuts,
+        FaultClass::Pauses,
+        FaultClass::Deaths,
     ];
 
     /// Those that break an assumption.
-    pub const HARMFUL: [FaultKind; 5] =
-        [FaultKind::Eviction, FaultKind::Flushes, FaultKind::Deletions, FaultKind::Jumps, FaultKind::Freezes];
+    pub const HARMFUL: [FaultClass; 5] = [
+        FaultClass::Eviction,
+        FaultClass::Flushes,
+        FaultClass::Deletions,
+        FaultClass::Jumps,
+        FaultClass::Freezes,
+    ];
 }
 
 impl fmt::Display for Fault {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::check::{Checker, Violation};
 use super::choose::{Chooser, Offer, Replay, Seeded};
-use super::fault::{Fault, FaultKind};
+use super::fault::{Fault, FaultClass};
 use super::mutant::Mutant;
 use super::scope::Scope;
 use super::world::{ClientIndex, Note, Span, Step, World};
@@ -67,7 +67,7 @@ impl Reached {
 }
 
 /// The random history of a seed, of at most so many steps before the calm.
-pub fn random(seed: u64, kinds: &[FaultKind], mutant: Option<Mutant>, most: usize) -> History {
+pub fn random(seed: u64, kinds: &[FaultClass], mutant: Option<Mutant>, most: usize) -> History {
     let scope = Arc::new(Scope::drawn(seed, kinds, mutant));
     live(&scope, &mut Seeded::new(seed), most)
 }

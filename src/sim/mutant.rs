@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::fault::FaultKind;
+use super::fault::FaultClass;
 use super::scope::Scope;
 use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
@@ -120,11 +120,11 @@ impl Mutant {
     }
 
     /// The faults among which it shows.
-    pub fn kinds(self) -> &'static [FaultKind] {
+    pub fn kinds(self) -> &'static [FaultClass] {
         match self {
             // Safe as long as nobody deletes the keys of another.
-            Mutant::HealedCountsAtOnce => &[FaultKind::Deletions, FaultKind::Pauses, FaultKind::Stalls],
-            _ => &FaultKind::HARMLESS,
+            Mutant::HealedCountsAtOnce => &[FaultClass::Deletions, FaultClass::Pauses, FaultClass::Stalls],
+            _ => &FaultClass::HARMLESS,
         }
     }
 
@@ -140,7 +140,7 @@ impl Mutant {
                 scope.keep_to_the_end();
                 scope.strangers = true;
                 scope.most_faults = 2;
-                (scope.weather.faults, scope.weather.dial) = (vec![(FaultKind::Amnesia, 3)], 3);
+                (scope.weather.faults, scope.weather.dial) = (vec![(FaultClass::Amnesia, 3)], 3);
             }
             _ => {}
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::choose::Seeded;
-use super::fault::FaultKind;
+use super::fault::FaultClass;
 use super::mutant::Mutant;
 use super::world::Span;
 use crate::protocol::admission::RestartProtection;
@@ -114,12 +114,12 @@ pub struct Weather {
     /// What went wrong is mended.
     pub mending: u32,
     /// What goes wrong.
-    pub faults: Vec<(FaultKind, u32)>,
+    pub faults: Vec<(FaultClass, u32)>,
 }
 
 impl Scope {
     /// A scope for one random history: no two seeds are about the same. Faults are of `kinds`, of which each seed takes some.
-    pub fn drawn(seed: u64, kinds: &[FaultKind], mutant: Option<Mutant>) -> Scope {
+    pub fn drawn(seed: u64, kinds: &[FaultClass], mutant: Option<Mutant>) -> Scope {
         let mut chance = Seeded::new(seed ^ 0x5c0b_e000_0000_0000);
         let nodes = match mutant.and_then(Mutant::nodes) {
             Some(nodes) => nodes,
@@ -127,11 +127,11 @@ impl Scope {
         };
         let clients = chance.one_of(&[2, 2, 3, 3, 4]);
         let strangers = chance.percent(10);
-        let kinds: Vec<FaultKind> = kinds
+        let kinds: Vec<FaultClass> = kinds
             .iter()
             .copied()
             // Whether another server took over an address is seen only by those who knew the former one.
-            .filter(|kind| !(strangers && *kind == FaultKind::Replacement))
+            .filter(|kind| !(strangers && *kind == FaultClass::Replacement))
             .filter(|_| chance.percent(40))
             .collect();
         let weather = Weather::drawn(&mut chance, &kinds);
@@ -175,8 +175,9 @@ impl Scope {
 
     /// Whether every answer is heard sooner or later, so that a client learns of everything that it did.
     pub fn answers_come_back(&self) -> bool {
-        let loses =
-            |kind: &FaultKind| !matches!(kind, FaultKind::Deletions | FaultKind::Pauses | FaultKind::Stalls);
+        let loses = |kind: &FaultClass| {
+            !matches!(kind, FaultClass::Deletions | FaultClass::Pauses | FaultClass::Stalls)
+        };
         self.weather.breaks == 0
             && !self.strangers
             && !self.weather.faults.iter().any(|(kind, _)| loses(kind))
@@ -184,7 +185,7 @@ impl Scope {
 
     /// Whether clocks may be set, so that keys may stay for longer than anybody would wait.
     pub(super) fn is_beyond_repair(&self) -> bool {
-        let sets_clocks = |kind: &FaultKind| matches!(kind, FaultKind::Jumps | FaultKind::Freezes);
+        let sets_clocks = |kind: &FaultClass| matches!(kind, FaultClass::Jumps | FaultClass::Freezes);
         self.weather.faults.iter().any(|(kind, _)| sets_clocks(kind))
     }
 
@@ -253,7 +254,7 @@ pub struct Small {
     /// How many connections break.
     pub breaks: u32,
     /// What goes wrong, and how often.
-    pub faults: (Vec<FaultKind>, u32),
+    pub faults: (Vec<FaultClass>, u32),
 }
 
 impl Default for Small {
@@ -353,7 +354,7 @@ fn drawn_wishes(chance: &mut Seeded, nodes: usize) -> Vec<WishFor> {
 
 impl Weather {
     /// Calm or stormy, with quick or slow networks: what is likely differs from seed to seed.
-    fn drawn(chance: &mut Seeded, kinds: &[FaultKind]) -> Weather {
+    fn drawn(chance: &mut Seeded, kinds: &[FaultClass]) -> Weather {
         // A network in which nearly everything comes at once, and one in which much is under way at any time.
         let flow = chance.one_of(&[40, 200, 1_000]);
         let long = chance.one_of(&[0, 2, 10]);

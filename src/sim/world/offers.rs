@@ -8,7 +8,7 @@ use super::{ClientIndex, Span, Step, WireId, World};
 use crate::protocol::claim::Phase;
 use crate::protocol::time::Instant;
 use crate::sim::choose::Offer;
-use crate::sim::fault::{Fault, FaultKind};
+use crate::sim::fault::{Fault, FaultClass};
 
 impl World {
     /// Lists what may happen next.
@@ -145,33 +145,33 @@ impl World {
         }
     }
 
-    pub(super) fn faults_of(&self, kind: FaultKind, offer: &mut dyn FnMut(Fault)) {
+    pub(super) fn faults_of(&self, kind: FaultClass, offer: &mut dyn FnMut(Fault)) {
         let clients = || self.clients.iter().enumerate();
         for (node, server) in self.servers.iter().enumerate() {
             match kind {
-                FaultKind::Crashes if server.up => offer(Fault::Crash(node)),
-                FaultKind::Crashes => offer(Fault::RestartWithMemory(node)),
-                FaultKind::Amnesia if server.up => offer(Fault::Crash(node)),
-                FaultKind::Amnesia => offer(Fault::RestartEmpty(node)),
-                FaultKind::Staleness if server.up => {
+                FaultClass::Crashes if server.up => offer(Fault::Crash(node)),
+                FaultClass::Crashes => offer(Fault::RestartWithMemory(node)),
+                FaultClass::Amnesia if server.up => offer(Fault::Crash(node)),
+                FaultClass::Amnesia => offer(Fault::RestartEmpty(node)),
+                FaultClass::Staleness if server.up => {
                     offer(Fault::Copy(node));
                     if server.copy.is_some() {
                         offer(Fault::Promote(node));
                     }
                 }
-                FaultKind::Staleness if server.copy.is_some() => offer(Fault::RestartStale(node)),
-                FaultKind::Replacement if server.up => offer(Fault::Replace(node)),
-                FaultKind::Stalls if server.stalled => offer(Fault::Resume(node)),
-                FaultKind::Stalls => offer(Fault::Stall(node)),
-                FaultKind::Fullness if server.full => offer(Fault::Drain(node)),
-                FaultKind::Fullness => offer(Fault::Fill(node)),
-                FaultKind::Eviction => offer(Fault::Evict(node)),
-                FaultKind::Flushes => offer(Fault::Flush(node)),
-                FaultKind::Jumps => {
+                FaultClass::Staleness if server.copy.is_some() => offer(Fault::RestartStale(node)),
+                FaultClass::Replacement if server.up => offer(Fault::Replace(node)),
+                FaultClass::Stalls if server.stalled => offer(Fault::Resume(node)),
+                FaultClass::Stalls => offer(Fault::Stall(node)),
+                FaultClass::Fullness if server.full => offer(Fault::Drain(node)),
+                FaultClass::Fullness => offer(Fault::Fill(node)),
+                FaultClass::Eviction => offer(Fault::Evict(node)),
+                FaultClass::Flushes => offer(Fault::Flush(node)),
+                FaultClass::Jumps => {
                     offer(Fault::JumpForward(node));
                     offer(Fault::JumpBack(node));
                 }
-                FaultKind::Cuts => clients().for_each(|(index, client)| match client.links[node].way {
+                FaultClass::Cuts => clients().for_each(|(index, client)| match client.links[node].way {
                     Way::Open => {
                         offer(Fault::Cut(index, node));
                         offer(Fault::Mute(index, node));
@@ -182,18 +182,18 @@ impl World {
             }
         }
         match kind {
-            FaultKind::Deletions => offer(Fault::Delete),
-            FaultKind::Pauses => clients().for_each(|(index, client)| match client.life {
+            FaultClass::Deletions => offer(Fault::Delete),
+            FaultClass::Pauses => clients().for_each(|(index, client)| match client.life {
                 Life::Running => offer(Fault::Pause(index)),
                 Life::Paused(_) => offer(Fault::Continue(index)),
                 Life::Dead => {}
             }),
-            FaultKind::Deaths => {
+            FaultClass::Deaths => {
                 clients()
                     .filter(|(_, client)| client.life != Life::Dead)
                     .for_each(|(index, _)| offer(Fault::Die(index)));
             }
-            FaultKind::Freezes => clients()
+            FaultClass::Freezes => clients()
                 .filter(|(_, client)| client.life == Life::Running)
                 .for_each(|(index, _)| offer(Fault::Freeze(index))),
             _ => {}
