@@ -88,6 +88,7 @@ pub use memory::MemoryNodes;
 pub use mutex::Mutex;
 #[cfg(feature = "redis")]
 pub use node::redis::NodeConfig;
+pub use protocol::admission::RestartProtection;
 pub use protocol::release::ReleaseOutcome;
 pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;

@@ -19,6 +19,9 @@ use crate::queue::Places;
 
 pub(crate) const DEFAULT_NAMESPACE: &str = "redlock";
 
+/// How long a caller waits who did not say for how long.
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+
 /// Locks over one set of independent nodes. A clone is the same client: it shares connections and local queues.
 ///
 /// See [`builder`](Redlock::builder) for a set of Redis nodes and [`MemoryNodes`](crate::MemoryNodes) for nodes in memory.
@@ -37,7 +40,7 @@ pub(crate) struct Core {
     /// What mutexes start from, and what it comes to.
     pub(crate) wishes: Wishes,
     pub(crate) terms: Arc<Terms>,
-    pub(crate) wait: Duration,
+    pub(crate) wait: Option<Duration>,
     pub(crate) holder: String,
     pub(crate) signature: Signature,
     closed: AtomicBool,
@@ -45,7 +48,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(doors: Doors, wishes: Wishes, terms: Terms, wait: Duration, holder: String) -> Self {
+    pub(crate) fn new(
+        doors: Doors,
+        wishes: Wishes,
+        terms: Terms,
+        wait: Option<Duration>,
+        holder: String,
+    ) -> Self {
         Core {
             doors: Arc::new(doors),
             places: Arc::default(),

@@ -331,7 +331,7 @@ impl Answer {
     }
 }
 
-/// Independent servers without persistence, on free ports of this machine.
+/// Independent servers, on free ports of this machine.
 struct Servers {
     servers: Vec<Server>,
     /// After the servers: it is removed when they are gone.
@@ -345,9 +345,10 @@ impl Servers {
         Servers { servers, _folder: folder }
     }
 
+    /// They forget nothing when they restart, so that they need not wait for the longest ttl before they vote.
     fn addresses(&self) -> String {
-        let addresses: Vec<_> =
-            self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
+        let address = |server: &Server| format!("127.0.0.1:{}?trust_disk=true", server.port);
+        let addresses: Vec<_> = self.servers.iter().map(address).collect();
         addresses.join(",")
     }
 
@@ -388,7 +389,8 @@ impl Server {
     fn start_on(port: u16, folder: &Path) -> Option<Self> {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(folder);
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+        command.args(["--appendfilename", &format!("{port}.aof"), "--dir"]).arg(folder);
         let process = match command.stdout(Stdio::null()).spawn() {
             Ok(process) => process,
             Err(error) => panic!(
