@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod diagnose;
 mod driver;
 mod error;
 mod guard;
@@ -78,6 +79,7 @@ mod protocol;
 pub mod protocol;
 
 pub use builder::RedlockBuilder;
+pub use diagnose::{Diagnosis, Finding, NodeDiagnosis, Severity};
 pub use error::{
     AcquireError, ConnectError, ExtendError, Held, InspectError, NotHeld, RunError, SettingsError,
     WithinError,

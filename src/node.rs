@@ -32,6 +32,7 @@ pub trait Node: Send + Sync + 'static {
 pub type FactsFuture = Pin<Box<dyn Future<Output = Option<Facts>> + Send>>;
 
 /// What is known of a node besides its answers.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 #[derive(Clone, Debug)]
 pub enum Facts {
     /// There is no connection to it.

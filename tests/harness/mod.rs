@@ -130,10 +130,15 @@ impl Server {
 
     /// A new process on the same port that knows nothing of what was before.
     pub async fn restart_empty(&mut self) {
+        self.restart_empty_with(&[]).await;
+    }
+
+    /// The same, with more arguments.
+    pub async fn restart_empty_with(&mut self, arguments: &[&str]) {
         self.kill();
         let started = Instant::now();
         loop {
-            if let Some(process) = launch(self.port, &[]).await {
+            if let Some(process) = launch(self.port, arguments).await {
                 self.condition = Condition::Running(process);
                 return;
             }

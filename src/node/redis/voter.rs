@@ -80,19 +80,22 @@ pub(super) struct Voter {
     why: Arc<str>,
     /// What the server says against the operator's word for its disk, if that was given.
     distrust: Option<Arc<str>>,
-    /// What the log has said, so that it says each change once.
-    told: Told,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    Nothing,
-    Waits(Reason),
+    /// The log has said that it waits, and not yet that it votes.
+    wait_is_told: bool,
+    /// The log has said that the server does not say who it is. That makes it wait at every connection anew.
+    silence_is_told: bool,
 }
 
 impl Voter {
     pub(super) fn new(admission: Admission) -> Self {
-        Voter { admission, former: None, why: "".into(), distrust: None, told: Told::Nothing }
+        Voter {
+            admission,
+            former: None,
+            why: "".into(),
+            distrust: None,
+            wait_is_told: false,
+            silence_is_told: false,
+        }
     }
 
     /// A connection was made.
@@ -117,6 +120,7 @@ impl Voter {
         }
         if let Some(introduction) = introduction {
             self.former = Some((introduction.identity.clone(), now));
+            self.silence_is_told = false;
         }
         standing
     }
@@ -153,21 +157,20 @@ impl Voter {
     pub(super) fn tell(&mut self, node: &str, now: Instant, standing: Standing) {
         let Standing { counts_from, reason } = standing;
         if now >= counts_from {
-            if std::mem::replace(&mut self.told, Told::Nothing) != Told::Nothing {
-                tracing::info!(node, "votes");
+            if std::mem::take(&mut self.wait_is_told) {
+                tracing::info!(node, "votes now");
             }
             return;
         }
-        let is_told = match (self.told, reason) {
-            (Told::Nothing, _) => false,
-            (Told::Waits(_), Reason::Known) => true,
-            // At every connection anew, but it is the same grievance.
-            (Told::Waits(before), now) => before == now && now == Reason::Silent,
+        let is_told = match reason {
+            Reason::Known => self.wait_is_told,
+            Reason::Silent => std::mem::replace(&mut self.silence_is_told, true),
+            _ => false,
         };
         if is_told {
             return;
         }
-        self.told = Told::Waits(reason);
+        self.wait_is_told = true;
         let (why, votes_in) = (&*self.why, format_args!("{:.1?}", counts_from.since(now)));
         // A deployment that was started a moment ago is nothing to worry about, and its first lock takes long all the same.
         if reason == Reason::Age {
