@@ -30,8 +30,15 @@
 //! # What it does not promise
 //!
 //! That work is done exactly once. That a holder which was paused for longer than its ttl notices before its next write: only
-//! a store that checks can refuse that. That it holds when clocks jump, or when a node votes that forgot what it had granted;
-//! the protection against the latter is not built yet. Redis Cluster and replicas are no nodes.
+//! a store that checks can refuse that. That it holds when clocks jump, or when a node forgets what it granted while its process
+//! lives (`FLUSHALL`). Redis Cluster and replicas are no nodes.
+//!
+//! # Nodes that restart
+//!
+//! A node that was restarted, replaced or promoted may have forgotten what it granted. It waits before it votes, for the
+//! longest ttl, unless its disk is [trusted](NodeConfig::trust_disk). So the first lock of a deployment that was started a
+//! moment ago takes ten seconds with the default ttl. [`restart_protection`](RedlockBuilder::restart_protection) has the
+//! rules, and [`diagnose`](Redlock::diagnose) tells who waits and why.
 //!
 //! # How it is made
 //!

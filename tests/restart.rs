@@ -403,17 +403,16 @@ async fn each_change_is_told_once_with_its_reason_and_diagnosed() {
     }
     assert!(diagnosis.to_string().contains("error: 0 of 3 nodes vote"), "{diagnosis}");
 
+    // A connection that breaks meanwhile changes nothing.
+    cluster.servers[0].type_in::<()>("CLIENT KILL TYPE normal").await;
+    until("a connection again", async || heard.with(&["connected again", &addresses[0]]) == 1).await;
+    assert_eq!(heard.with(&[WAITS]), 3);
+
     // The lock comes when they vote, and that is told too.
     drop(promptly(redlock.mutex("job").acquire()).await.expect("it waits"));
     all_vote(&redlock).await;
     until("three nodes that vote", async || heard.with(&["INFO", "message=votes now"]) == 3).await;
     assert_eq!(redlock.diagnose().await.findings(), [], "all is well");
-
-    // A connection that breaks changes nothing.
-    cluster.servers[0].type_in::<()>("CLIENT KILL TYPE normal").await;
-    until("a connection again", async || heard.with(&["connected again", &addresses[0]]) == 1).await;
-    assert_eq!(heard.with(&[WAITS]), 3);
-    all_vote(&redlock).await;
 
     // A restart does.
     cluster.servers[1].restart_empty().await;

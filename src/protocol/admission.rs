@@ -99,11 +99,6 @@ impl Admission {
         Admission { wait, drift, trusted, known: None }
     }
 
-    /// How long a node waits at most.
-    pub fn wait(&self) -> Duration {
-        self.wait
-    }
-
     /// A connection was made, and what the server says of itself was heard now; `None` if it does not say.
     pub fn admit(&mut self, now: Instant, introduction: Option<&Introduction>) -> Standing {
         let Some(introduction) = introduction else {

@@ -127,6 +127,18 @@ fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
 }
 
 #[test]
+fn while_its_nodes_do_not_vote_yet_it_says_for_how_long() {
+    let servers = Servers::start(3);
+    let nodes = servers.addresses().replace("?trust_disk=true", "");
+    let settings = [("REDLOCK_TTL_MS", "60000")];
+    let service = Service::start(command().env("REDLOCK_NODES", nodes).envs(settings));
+    let answer = service.charge("alice", "amount=5&takes_ms=0").answer();
+    answer.assert_refused(503);
+    let seconds: u32 = answer.header("Retry-After").and_then(|text| text.parse().ok()).expect("seconds");
+    assert!((30..=61).contains(&seconds), "{answer:?}");
+}
+
+#[test]
 fn without_a_majority_it_asks_for_patience() {
     let mut servers = Servers::start(3);
     let service = Service::on(&servers, &[]);

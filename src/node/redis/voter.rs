@@ -182,3 +182,81 @@ impl Voter {
 }
 
 const WAITS: &str = "does not vote yet: it may have forgotten a lock that is still held";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::admission::RestartProtection;
+    use crate::protocol::time::{Drift, Ttl};
+
+    fn info(text: &str) -> InfoDict {
+        InfoDict::new(text)
+    }
+
+    fn server(run_id: &str, uptime: u64, offset: i64) -> Introduction {
+        let lines = [
+            format!("run_id:{run_id}"),
+            format!("uptime_in_seconds:{uptime}"),
+            "role:master\r\nmaster_replid:r".to_owned(),
+            format!("second_repl_offset:{offset}"),
+        ];
+        introduction(&info(&lines.join("\r\n")), None).expect("it says who it is")
+    }
+
+    #[test]
+    fn who_a_server_is_is_read_from_its_info() {
+        let read = server("a", 7, -1);
+        assert_eq!((&*read.identity.run_id, &*read.identity.replication_id), ("a", "r"));
+        assert_eq!((read.uptime, read.always_master, read.durable), (Duration::from_secs(7), true, true));
+        assert!(!server("a", 7, 4_711).always_master, "it was a replica once");
+        let replica = "run_id:a\r\nmaster_replid:r\r\nrole:slave\r\nsecond_repl_offset:-1";
+        assert!(!introduction(&info(replica), None).expect("it says who it is").always_master);
+        for silent in ["", "run_id:a", "master_replid:r\r\nrole:master"] {
+            assert_eq!(introduction(&info(silent), None), None, "{silent}");
+        }
+        let bare = introduction(&info("run_id:a\r\nmaster_replid:r"), None).expect("it says who it is");
+        assert_eq!((bare.uptime, bare.always_master), (Duration::ZERO, false), "at its worst");
+    }
+
+    #[test]
+    fn a_configuration_can_only_speak_against_a_disk() {
+        let text = |text: &str| Wire::BulkString(text.into());
+        for (appendonly, appendfsync, says) in [
+            ("yes", "always", None),
+            ("no", "always", Some("appendonly is no, not yes")),
+            ("yes", "everysec", Some("appendfsync is everysec, not always")),
+        ] {
+            let pairs = [("appendonly", appendonly), ("appendfsync", appendfsync)];
+            let map = Wire::Map(pairs.iter().map(|(name, value)| (text(name), text(value))).collect());
+            let array =
+                Wire::Array(pairs.iter().flat_map(|(name, value)| [text(name), text(value)]).collect());
+            for config in [map, array] {
+                assert_eq!(distrust(&config).as_deref(), says, "{config:?}");
+            }
+        }
+        for nothing in [Wire::Nil, Wire::Array(Vec::new()), Wire::Map(Vec::new())] {
+            assert_eq!(distrust(&nothing), None);
+        }
+    }
+
+    #[test]
+    fn why_a_node_waits_is_said_in_words() {
+        let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
+        let first = server("a", 3, -1);
+        for (later, expected) in [
+            (Some(server("b", 2, -1)), "restarted 2 s ago"),
+            (Some(server("b", 21, -1)), "restarted 21 s ago"),
+            (Some(server("b", 22, -1)), "another server than before"),
+            (Some(server("b", 900, 5)), "its memory is a copy of another's"),
+            (None, "does not say who it is (INFO forbidden)"),
+        ] {
+            let admission =
+                Admission::new(RestartProtection::On, Ttl::from_millis(10_000), Drift::DEFAULT, false);
+            let mut voter = Voter::new(admission);
+            voter.meet("n", at(100), Some(&first), None);
+            assert_eq!(&*voter.why(), "started 3 s ago");
+            voter.meet("n", at(120), later.as_ref(), None);
+            assert_eq!(&*voter.why(), expected);
+        }
+    }
+}
