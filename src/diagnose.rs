@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::node::{Facts, ServerInfo};
+use crate::protocol::command::Unknown;
 use crate::protocol::report::{NodeReport, Report};
 
 /// What [`Redlock::diagnose`](crate::Redlock::diagnose) saw.
@@ -177,11 +178,13 @@ fn state_of(
 
 /// What the server says of itself.
 fn examine_info(
-    info: Result<ServerInfo, String>,
+    info: Result<ServerInfo, Unknown>,
     found: &mut impl FnMut(Severity, String, &'static str),
 ) -> Option<ServerInfo> {
     let info = match info {
         Ok(info) => info,
+        // That it does not answer at all is said already.
+        Err(Unknown::Timeout | Unknown::ConnectionLost | Unknown::NotConnected) => return None,
         Err(reason) => {
             let what = format!("does not say who it is: INFO {reason}");
             const ADVICE: &str =

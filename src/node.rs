@@ -49,7 +49,7 @@ pub enum Facts {
         /// What it says against the operator's word for its disk.
         distrust: Option<Arc<str>>,
         /// What it says of itself, or why it says nothing.
-        info: Result<ServerInfo, String>,
+        info: Result<ServerInfo, Unknown>,
     },
 }
 

@@ -84,13 +84,11 @@ async fn shows<F: Future<Output = bool>>(name: &str, history: impl Fn(RestartPro
 
 #[tokio::test]
 async fn a_node_that_restarted_empty_does_not_vote() {
-    join_all([
-        Box::pin(shows("restarted while held", restarted_while_held))
-            as std::pin::Pin<Box<dyn Future<Output = ()>>>,
-        Box::pin(shows("restarted unseen", restarted_unseen)),
-        Box::pin(shows("restarted twice", restarted_twice)),
-    ])
-    .await;
+    tokio::join!(
+        shows("restarted while held", restarted_while_held),
+        shows("restarted unseen", restarted_unseen),
+        shows("restarted twice", restarted_twice),
+    );
 }
 
 async fn restarted_while_held(protection: RestartProtection) -> bool {
@@ -125,21 +123,17 @@ async fn restarted_twice(protection: RestartProtection) -> bool {
 
 #[tokio::test]
 async fn a_copy_of_a_memory_does_not_vote_and_a_disk_only_by_the_operators_word() {
-    join_all([
-        Box::pin(shows("promoted", a_stale_replica_takes_over))
-            as std::pin::Pin<Box<dyn Future<Output = ()>>>,
-        Box::pin(shows("another server", another_server_takes_over)),
-        Box::pin(shows("on an empty volume", |protection| {
-            on_an_empty_volume(protection, &ON_A_VOLUME, false)
-        })),
-        Box::pin(async {
+    tokio::join!(
+        shows("promoted", a_stale_replica_takes_over),
+        shows("another server", another_server_takes_over),
+        shows("on an empty volume", |protection| on_an_empty_volume(protection, &ON_A_VOLUME, false)),
+        async {
             let two = on_an_empty_volume(On, &ON_A_VOLUME, true).await;
             assert!(two, "the operator gave a word that was not true, and it was followed");
             let two = on_an_empty_volume(On, &["--appendonly", "yes"], true).await;
             assert!(!two, "the server says that it may forget a second");
-        }),
-    ])
-    .await;
+        },
+    );
 }
 
 /// A replica that missed the last write becomes the master behind the same address.
@@ -205,16 +199,14 @@ async fn on_an_empty_volume(protection: RestartProtection, arguments: &[&str], t
 
 #[tokio::test]
 async fn what_a_node_does_not_say_and_for_how_long_others_hold_counts_at_its_worst() {
-    join_all([
-        Box::pin(shows("INFO forbidden", restarted_without_a_word))
-            as std::pin::Pin<Box<dyn Future<Output = ()>>>,
-        Box::pin(shows("longer extensions", |protection| extended_for_long(protection, LONG))),
-        Box::pin(async {
+    tokio::join!(
+        shows("INFO forbidden", restarted_without_a_word),
+        shows("longer extensions", |protection| extended_for_long(protection, LONG)),
+        async {
             let two = extended_for_long(On, TTL / 2).await;
             assert!(two, "a client that does not know of the longest ttl cannot wait for it");
-        }),
-    ])
-    .await;
+        },
+    );
 }
 
 const BLIND: &str = "ACL SETUSER blind on nopass ~* +@all -info";
@@ -251,6 +243,36 @@ async fn extended_for_long(protection: RestartProtection, longest: Duration) -> 
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_for(&cluster.servers, &ours, Some(LONG)).await;
     cluster.servers[1].restart_empty().await;
+    two_hold(&guard, &[&theirs]).await
+}
+
+/// What the protection cannot see, as docs/safety.md says: the process lives, and the connection stands.
+#[tokio::test]
+async fn a_memory_that_is_lost_under_a_living_connection_is_not_noticed() {
+    let (flushed, swapped, resynced) =
+        tokio::join!(forgets("FLUSHALL"), forgets("SWAPDB 0 1"), copies_another_and_is_promoted_again());
+    assert!(
+        flushed && swapped && resynced,
+        "noticed after all: {flushed} {swapped} {resynced}; mend the document"
+    );
+}
+
+async fn forgets(line: &str) -> bool {
+    let cluster = Cluster::start(3).await;
+    let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
+    join(all_vote(&ours), all_vote(&theirs)).await;
+    let guard = held_by_the_first_two(&cluster.servers, &ours).await;
+    cluster.servers[1].type_in::<()>(line).await;
+    two_hold(&guard, &[&theirs]).await
+}
+
+async fn copies_another_and_is_promoted_again() -> bool {
+    let (cluster, spare) = join(Cluster::start(3), Server::start()).await;
+    let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
+    join(all_vote(&ours), all_vote(&theirs)).await;
+    let guard = held_by_the_first_two(&cluster.servers, &ours).await;
+    replicate(&cluster.servers[1], &spare).await;
+    cluster.servers[1].type_in::<()>("REPLICAOF NO ONE").await;
     two_hold(&guard, &[&theirs]).await
 }
 

@@ -117,12 +117,11 @@ impl Peer {
     async fn facts(mut self, now: Instant, patience: Duration) -> Facts {
         let mut questions = redis::Pipeline::new();
         questions.cmd("INFO");
-        // Servers before 7.0 take one pattern only.
-        questions.cmd("CONFIG").arg("GET").arg("append*");
+        voter::ask_for_persistence(&mut questions);
         let asked = self.connection.send_packed_commands(&questions, 0, questions.len());
         let info = match timeout(patience, asked).await {
-            Err(_) => Err(Unknown::Timeout.to_string()),
-            Ok(Err(_)) => Err(Unknown::ConnectionLost.to_string()),
+            Err(_) => Err(Unknown::Timeout),
+            Ok(Err(_)) => Err(Unknown::ConnectionLost),
             Ok(Ok(replies)) => voter::server_info(replies),
         };
         let waits_because = (now < self.counts_from).then_some(self.why);
@@ -338,7 +337,7 @@ impl Actor {
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
         let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
         Ok(connected.map_err(State::Down).and_then(|link| {
-            // Of one that can never vote it is noted too who it was: what stood at the address since may not be what was there.
+            // Also of one that can never vote: whoever comes after it is not the one that was before it.
             let (node, introduction) = (self.target.name(), link.introduction.as_ref());
             let standing = self.voter.meet(node, self.clock.now(), introduction, link.distrust.as_deref());
             match self.objection(&link) {
@@ -440,6 +439,10 @@ impl Actor {
                     ask_again_is_set = false;
                     to_ask = to_ask.max(1);
                 }
+                () = &mut admitted, if !is_admitted => {
+                    is_admitted = true;
+                    self.voter.tell(self.target.name(), self.clock.now(), standing);
+                }
                 Some(answered) = answers.next(), if !batches.is_empty() => {
                     heard_at = Timer::now();
                     let batch = batches.pop_front().expect("a batch for each answer");
@@ -463,10 +466,6 @@ impl Actor {
                 {
                     waiting.iter_mut().filter(|job| job.form == Form::Hashed).for_each(|job| job.form = link.form);
                     self.abandoned = received == 0;
-                }
-                () = &mut admitted, if !is_admitted => {
-                    is_admitted = true;
-                    self.voter.tell(self.target.name(), self.clock.now(), standing);
                 }
                 () = &mut alarm, if alarm_is_set => match batches.front() {
                     None => alarm_is_set = false,
@@ -666,8 +665,7 @@ where
     let mut questions = redis::Pipeline::new();
     questions.cmd("HELLO").cmd("INFO");
     if trusts_disk {
-        // Servers before 7.0 take one pattern only.
-        questions.cmd("CONFIG").arg("GET").arg("append*");
+        voter::ask_for_persistence(&mut questions);
     }
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);

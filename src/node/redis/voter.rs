@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{InfoDict, Value as Wire};
+use redis::{InfoDict, Pipeline, Value as Wire};
 
 use super::field;
 use crate::node::ServerInfo;
@@ -26,6 +26,11 @@ pub(super) fn introduction(info: &InfoDict, distrust: Option<&str>) -> Option<In
     })
 }
 
+/// The question to which [`distrust`] reads the reply. Servers before 7.0 take one pattern only.
+pub(super) fn ask_for_persistence(questions: &mut Pipeline) {
+    questions.cmd("CONFIG").arg("GET").arg("append*");
+}
+
 /// What a server's configuration says against the word that it forgets nothing. A server that does not tell its
 /// configuration says nothing against it.
 pub(super) fn distrust(config: &Wire) -> Option<String> {
@@ -37,14 +42,12 @@ pub(super) fn distrust(config: &Wire) -> Option<String> {
 }
 
 /// What a server says of itself, for people, from its replies to INFO and CONFIG; or why it says nothing.
-pub(super) fn server_info(replies: Vec<Wire>) -> Result<ServerInfo, String> {
+pub(super) fn server_info(replies: Vec<Wire>) -> Result<ServerInfo, Unknown> {
     let mut replies = replies.into_iter();
     let info = match replies.next() {
-        Some(Wire::ServerError(error)) => {
-            return Err(Unknown::Refused(Refusal::from_code(error.code())).to_string());
-        }
-        Some(info) => redis::from_redis_value::<InfoDict>(info).map_err(|_| Unknown::Nonsense.to_string())?,
-        None => return Err(Unknown::Nonsense.to_string()),
+        Some(Wire::ServerError(error)) => return Err(Unknown::Refused(Refusal::from_code(error.code()))),
+        Some(info) => redis::from_redis_value::<InfoDict>(info).map_err(|_| Unknown::Nonsense)?,
+        None => return Err(Unknown::Nonsense),
     };
     let config = replies.next().unwrap_or(Wire::Nil);
     let told = |name: &str| info.get::<String>(name);
