@@ -30,8 +30,14 @@ const KEY: &str = "redlock:job";
 /// What a container is given that keeps its data on a volume.
 const ON_A_VOLUME: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
+/// Without the protection nobody waits for the ttl, and a longer one leaves a busy machine more time to show two holders.
+fn stretched(protection: RestartProtection, time: Duration) -> Duration {
+    if protection == Off { time * 4 } else { time }
+}
+
 fn guarded(builder: RedlockBuilder, protection: RestartProtection) -> RedlockBuilder {
-    builder.restart_protection(protection).ttl(TTL).renewal(Renewal::Never)
+    let ttl = stretched(protection, TTL);
+    builder.restart_protection(protection).ttl(ttl).renewal(Renewal::Never)
 }
 
 async fn client(cluster: &Cluster, protection: RestartProtection) -> Redlock {
@@ -73,6 +79,16 @@ async fn two_hold(first: &Guard, rivals: &[&Redlock]) -> bool {
     let both = first.is_valid();
     assert!(second.is_valid(), "the machine is too slow for this test");
     both
+}
+
+/// Plays a history in which two hold at once in spite of the protection. What a busy machine was too slow to show is played again.
+async fn shows_a_limit<F: Future<Output = bool>>(name: &str, history: impl Fn() -> F) {
+    for _ in 0..3 {
+        if history().await {
+            return;
+        }
+    }
+    panic!("{name}: one client at a time, so the documents say less than is true");
 }
 
 /// Plays a history with and without the protection.
@@ -127,9 +143,8 @@ async fn a_copy_of_a_memory_does_not_vote_and_a_disk_only_by_the_operators_word(
         shows("promoted", a_stale_replica_takes_over),
         shows("another server", another_server_takes_over),
         shows("on an empty volume", |protection| on_an_empty_volume(protection, &ON_A_VOLUME, false)),
+        shows_a_limit("a word that is not true", || on_an_empty_volume(On, &ON_A_VOLUME, true)),
         async {
-            let two = on_an_empty_volume(On, &ON_A_VOLUME, true).await;
-            assert!(two, "the operator gave a word that was not true, and it was followed");
             let two = on_an_empty_volume(On, &["--appendonly", "yes"], true).await;
             assert!(!two, "the server says that it may forget a second");
         },
@@ -202,10 +217,8 @@ async fn what_a_node_does_not_say_and_for_how_long_others_hold_counts_at_its_wor
     tokio::join!(
         shows("INFO forbidden", restarted_without_a_word),
         shows("longer extensions", |protection| extended_for_long(protection, LONG)),
-        async {
-            let two = extended_for_long(On, TTL / 2).await;
-            assert!(two, "a client that does not know of the longest ttl cannot wait for it");
-        },
+        // A client that does not know of the longest ttl cannot wait for it.
+        shows_a_limit("another max_ttl", || extended_for_long(On, TTL / 2)),
     );
 }
 
@@ -236,12 +249,12 @@ async fn restarted_without_a_word(protection: RestartProtection) -> bool {
 async fn extended_for_long(protection: RestartProtection, longest: Duration) -> bool {
     let mut cluster = Cluster::start(3).await;
     let expecting = async |longest: Duration| {
-        let builder = cluster.builder().restart_protection(protection).renewal(Renewal::Never);
-        connected(builder.ttl(TTL / 2).max_ttl(longest)).await
+        connected(guarded(cluster.builder(), protection).ttl(TTL / 2).max_ttl(longest)).await
     };
-    let (ours, theirs) = (expecting(LONG).await, expecting(longest).await);
+    let long = stretched(protection, LONG);
+    let (ours, theirs) = (expecting(long).await, expecting(longest).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
-    let guard = held_for(&cluster.servers, &ours, Some(LONG)).await;
+    let guard = held_for(&cluster.servers, &ours, Some(long)).await;
     cluster.servers[1].restart_empty().await;
     two_hold(&guard, &[&theirs]).await
 }
@@ -249,11 +262,10 @@ async fn extended_for_long(protection: RestartProtection, longest: Duration) -> 
 /// What the protection cannot see, as docs/safety.md says: the process lives, and the connection stands.
 #[tokio::test]
 async fn a_memory_that_is_lost_under_a_living_connection_is_not_noticed() {
-    let (flushed, swapped, resynced) =
-        tokio::join!(forgets("FLUSHALL"), forgets("SWAPDB 0 1"), copies_another_and_is_promoted_again());
-    assert!(
-        flushed && swapped && resynced,
-        "noticed after all: {flushed} {swapped} {resynced}; mend the document"
+    tokio::join!(
+        shows_a_limit("FLUSHALL", || forgets("FLUSHALL")),
+        shows_a_limit("SWAPDB", || forgets("SWAPDB 0 1")),
+        shows_a_limit("promoted again", copies_another_and_is_promoted_again),
     );
 }
 
@@ -299,7 +311,7 @@ async fn started_at_the_end_of_a_second(protection: RestartProtection) -> bool {
             return two_hold(&guard, &[&theirs]).await;
         }
         // It was started too late or too soon: once more, when nothing is left of this.
-        guard.release().await.ok().expect("held");
+        let _ = guard.release().await;
         all_vote(&ours).await;
     }
     panic!("the machine is too slow for this test");
