@@ -26,11 +26,14 @@ use crate::node::Node;
 #[cfg(feature = "redis")]
 use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts};
 #[cfg(feature = "redis")]
+use crate::protocol::admission::Admission;
+use crate::protocol::admission::RestartProtection;
+#[cfg(feature = "redis")]
 use crate::protocol::quorum::Quorum;
 use crate::protocol::settings::{Renewal, Terms, Wishes, check_namespace, check_signature, check_wait};
 use crate::protocol::time::Drift;
 use crate::protocol::wait::Backoff;
-use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
+use crate::redlock::{Core, DEFAULT_NAMESPACE, DEFAULT_WAIT, Redlock};
 
 /// Nodes and settings, checked together when [`connect`](RedlockBuilder::connect)ed.
 #[derive(Clone)]
@@ -39,7 +42,8 @@ pub struct RedlockBuilder {
     namespace: String,
     holder: Option<String>,
     wishes: Wishes,
-    wait: Duration,
+    wait: Option<Duration>,
+    restart_protection: RestartProtection,
     connect_timeout: Duration,
 }
 
@@ -70,7 +74,8 @@ impl RedlockBuilder {
             namespace: DEFAULT_NAMESPACE.to_owned(),
             holder: None,
             wishes: Wishes::default(),
-            wait: Duration::from_secs(30),
+            wait: None,
+            restart_protection: RestartProtection::default(),
             connect_timeout: Duration::from_secs(2),
         }
     }
@@ -104,8 +109,9 @@ impl RedlockBuilder {
     }
 
     /// Adds nodes: `host`, `host:port`, `redis://[user:password@]host[:port][/db]`, `redis+unix:///path[?db=..&user=..&pass=..]`;
-    /// with the feature `tls` also `rediss://[user:password@]host[:port][/db]`. What means something in a URL is escaped in
-    /// a password there (`%40` for `@`); [`NodeConfig::password`] takes it as it is.
+    /// with the feature `tls` also `rediss://[user:password@]host[:port][/db]`. Each may end in `?trust_disk=true` (behind other
+    /// parts of a query, in `&trust_disk=true`): see [`NodeConfig::trust_disk`]. What means something in a URL is escaped in a
+    /// password there (`%40` for `@`); [`NodeConfig::password`] takes it as it is.
     /// All clients should name the same nodes in the same order; an odd number is best, one is fine.
     #[cfg(feature = "redis")]
     pub fn nodes<N: Into<NodeConfig>>(mut self, nodes: impl IntoIterator<Item = N>) -> Self {
@@ -146,7 +152,8 @@ impl RedlockBuilder {
         self
     }
 
-    /// The longest ttl that any client of the namespace asks for, in acquisitions and extensions. By default the ttl.
+    /// The longest ttl that any client of the namespace asks for, in acquisitions and extensions. By default the ttl. For so
+    /// long a node waits that may have forgotten what it granted, so all clients must name the same.
     pub fn max_ttl(mut self, max_ttl: Duration) -> Self {
         self.wishes.max_ttl = Some(max_ttl);
         self
@@ -171,9 +178,37 @@ impl RedlockBuilder {
         self
     }
 
-    /// The default [wait](crate::Mutex::wait) of mutexes: 30 s.
+    /// The default [wait](crate::Mutex::wait) of mutexes. If it is not given, 30 s, not counting the time in which only nodes
+    /// were missing that do not vote yet after a restart.
     pub fn wait(mut self, wait: Duration) -> Self {
-        self.wait = wait;
+        self.wait = Some(wait);
+        self
+    }
+
+    /// Whether a node that may have lost its memory is kept from voting until nothing that it may have granted can still be
+    /// held: for the [`max_ttl`](RedlockBuilder::max_ttl) plus the drift allowance. [`On`](RestartProtection::On) by default.
+    ///
+    /// At each connection the server is asked who it is (`run_id`, `master_replid`) and how old. One that was never seen
+    /// before waits until it is older than that; one that was restarted, replaced or promoted waits in full. Until then it gets
+    /// all commands, and its answers count for nothing. So the first lock of a deployment that was started a moment ago takes
+    /// 10 s with the default ttl: calls wait, or get [`NotReady`](crate::AcquireError::NotReady).
+    ///
+    /// With [`Off`](RestartProtection::Off), for tests, two clients can hold at once after a restart. For a node that keeps its
+    /// memory, there is [`NodeConfig::trust_disk`]. In-memory nodes never wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nodes = redlock_quorum::MemoryNodes::new(3);
+    /// use redlock_quorum::RestartProtection;
+    ///
+    /// let for_tests = nodes.builder().restart_protection(RestartProtection::Off).connect().await?;
+    /// # let _ = for_tests;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn restart_protection(mut self, protection: RestartProtection) -> Self {
+        self.restart_protection = protection;
         self
     }
 
@@ -244,7 +279,7 @@ impl RedlockBuilder {
 
     fn start(self) -> Result<(Redlock, Reached), ConnectError> {
         check_namespace(&self.namespace)?;
-        check_wait(self.wait)?;
+        check_wait(self.wait.unwrap_or(DEFAULT_WAIT))?;
         if let Some(holder) = &self.holder {
             check_signature(holder, None)?;
         }
@@ -268,7 +303,9 @@ impl RedlockBuilder {
                 let connect = check_connect_timeout(self.connect_timeout)?;
                 let timeouts = Timeouts { connect, node: terms.node_timeout };
                 warn_if_even(targets.len());
-                let (nodes, states) = start_all(&runtime()?, targets, timeouts);
+                let admission =
+                    |trusted| Admission::new(self.restart_protection, terms.max_ttl, terms.drift, trusted);
+                let (nodes, states) = start_all(&runtime()?, targets, timeouts, admission);
                 // A little more than an attempt takes, so that its reason is known.
                 let patience = timeouts.connect + timeouts.node;
                 let reached = Reached { states, names, patience, grace: timeouts.node };
@@ -299,7 +336,11 @@ impl fmt::Debug for RedlockBuilder {
             #[cfg(not(feature = "redis"))]
             Source::Nothing => &mut builder,
         };
-        builder.field("namespace", &self.namespace).field("settings", &self.wishes).finish_non_exhaustive()
+        builder
+            .field("namespace", &self.namespace)
+            .field("settings", &self.wishes)
+            .field("restart_protection", &self.restart_protection)
+            .finish_non_exhaustive()
     }
 }
 
@@ -365,10 +406,13 @@ fn start_all(
     runtime: &Handle,
     targets: Vec<Target>,
     timeouts: Timeouts,
+    admission: impl Fn(bool) -> Admission,
 ) -> (Vec<Arc<dyn Node>>, Vec<watch::Receiver<State>>) {
     let identities = Arc::new(Identities::default());
-    let start =
-        |target| RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone());
+    let start = |target: Target| {
+        let admission = admission(target.trusts_disk());
+        RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone(), admission)
+    };
     targets.into_iter().map(start).unzip()
 }
 

@@ -15,8 +15,10 @@ pub enum AcquireError {
     Held(Box<Held>),
     /// Fewer nodes answered than make a majority. Look at the nodes.
     NoQuorum(Box<Report>),
-    /// Enough nodes answered, but some of them were restarted a short while ago and do not vote yet, because they may have
+    /// Enough nodes answered, but some of them were started a short while ago and do not vote yet, because they may have
     /// forgotten to whom they granted a lock. Try again when they do.
+    /// [`diagnose`](crate::Redlock::diagnose) says why each of them waits, and
+    /// [`restart_protection`](crate::RedlockBuilder::restart_protection) has the rules.
     NotReady {
         /// How long from now until enough nodes vote.
         votes_in: Duration,
@@ -53,7 +55,9 @@ impl fmt::Display for AcquireError {
                 with_report(f, "no majority of the nodes answered", Some(report))
             }
             AcquireError::NotReady { votes_in, report } => {
-                let what = format!("restarted nodes do not vote yet: a majority does in {votes_in:.1?}");
+                let what = format!(
+                    "nodes that were started a short while ago may have forgotten a lock: a majority votes in {votes_in:.1?}"
+                );
                 with_report(f, &what, Some(report))
             }
             AcquireError::TooLate(report) => with_report(f, "acquired too late to be valid", Some(report)),
@@ -240,7 +244,7 @@ impl std::error::Error for NotHeld {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum InspectError {
-    /// Fewer nodes answered than make a majority.
+    /// Fewer nodes answered than make a majority; those that do not vote yet after a restart have no say in this either.
     NoQuorum(Box<Report>),
     /// A setting was refused, before anything was sent.
     Settings(SettingsError),

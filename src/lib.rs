@@ -30,8 +30,15 @@
 //! # What it does not promise
 //!
 //! That work is done exactly once. That a holder which was paused for longer than its ttl notices before its next write: only
-//! a store that checks can refuse that. That it holds when clocks jump, or when a node votes that forgot what it had granted;
-//! the protection against the latter is not built yet. Redis Cluster and replicas are no nodes.
+//! a store that checks can refuse that. That it holds when clocks jump, or when a node forgets what it granted while its process
+//! lives (`FLUSHALL`). Redis Cluster and replicas are no nodes.
+//!
+//! # Nodes that restart
+//!
+//! A node that was restarted, replaced or promoted may have forgotten what it granted. It waits before it votes, for the
+//! longest ttl, unless its disk is [trusted](NodeConfig::trust_disk). So the first lock of a deployment that was started a
+//! moment ago takes ten seconds with the default ttl. [`restart_protection`](RedlockBuilder::restart_protection) has the
+//! rules, and [`diagnose`](Redlock::diagnose) tells who waits and why.
 //!
 //! # How it is made
 //!
@@ -40,6 +47,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod diagnose;
 mod driver;
 mod error;
 mod guard;
@@ -85,6 +93,7 @@ mod protocol;
 pub mod protocol;
 
 pub use builder::RedlockBuilder;
+pub use diagnose::{Diagnosis, Finding, NodeDiagnosis, Severity};
 pub use error::{
     AcquireError, ConnectError, ExtendError, Held, InspectError, NotHeld, RunError, SettingsError,
     WithinError,
@@ -96,6 +105,7 @@ pub use mutex::Mutex;
 pub use node::memory::{Partition, Skew};
 #[cfg(feature = "redis")]
 pub use node::redis::NodeConfig;
+pub use protocol::admission::RestartProtection;
 pub use protocol::release::ReleaseOutcome;
 pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;

@@ -18,7 +18,7 @@ use crate::protocol::settings::{
 use crate::protocol::time::Instant;
 use crate::protocol::wait::{Backoff, Patience};
 use crate::queue::Place;
-use crate::redlock::Core;
+use crate::redlock::{Core, DEFAULT_WAIT};
 
 /// A lock on one resource, described: nothing is asked before a verb is awaited, and each use begins anew.
 ///
@@ -30,7 +30,7 @@ pub struct Mutex {
     resource: Vec<u8>,
     /// What differs from the deployment's settings.
     wishes: Option<Box<Wishes>>,
-    wait: Duration,
+    wait: Option<Duration>,
     metadata: Option<String>,
     /// What the settings come to, once they were found good.
     request: OnceLock<Request>,
@@ -58,9 +58,10 @@ impl Mutex {
         self.wish(|wishes| wishes.ttl = ttl)
     }
 
-    /// For how long [`acquire`](Mutex::acquire) waits, the time in the local queue included; 30 s by default.
+    /// For how long [`acquire`](Mutex::acquire) waits, the time in the local queue included. By default 30 s, not counting the
+    /// time in which only nodes were missing that do not vote yet after a restart.
     pub fn wait(mut self, wait: Duration) -> Self {
-        self.wait = wait;
+        self.wait = Some(wait);
         self
     }
 
@@ -119,7 +120,7 @@ impl Mutex {
     /// # Errors
     ///
     /// [`AcquireError::Held`] if another held it to the end, [`AcquireError::NoQuorum`] if too few nodes answered,
-    /// [`AcquireError::TooLate`] if the validity was over before the lock was known to be won, [`AcquireError::Closed`] after
+    /// [`AcquireError::NotReady`] if enough did but some do not vote yet after a restart, [`AcquireError::TooLate`] if the validity was over before the lock was known to be won, [`AcquireError::Closed`] after
     /// a shutdown, [`AcquireError::Settings`] for settings that do not fit. In each case nothing is held.
     ///
     /// # Cancel safety
@@ -140,11 +141,17 @@ impl Mutex {
     #[doc(alias = "obtain")]
     #[doc(alias = "WithContext")]
     pub async fn acquire(&self) -> Result<Guard, AcquireError> {
-        check_wait(self.wait)?;
+        let patience = self.patience(self.core.doors.clock.now())?;
         let request = self.check()?;
-        let deadline = self.core.doors.clock.now() + self.wait;
-        let place = self.place(&request.key, deadline).await?;
-        self.claim(request, Patience::Until(deadline), place).await
+        let place = self.place(&request.key, patience.ends_at()).await?;
+        self.claim(request, patience, place).await
+    }
+
+    /// Whoever said for how long means that; whoever did not does not mean to fail because nodes were restarted.
+    fn patience(&self, now: Instant) -> Result<Patience, SettingsError> {
+        let Some(wait) = self.wait else { return Ok(Patience::UntilWithout(now + DEFAULT_WAIT)) };
+        check_wait(wait)?;
+        Ok(Patience::Until(now + wait))
     }
 
     /// Acquires the resource if nobody holds it: `None` if somebody does. Does not wait for a holder, and settles split votes:
@@ -413,5 +420,29 @@ impl IntoFuture for Mutex {
 impl fmt::Debug for Mutex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Mutex({:?})", Key::of_lock(&self.namespace, &self.resource))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryNodes;
+
+    #[tokio::test]
+    async fn only_a_wait_that_nobody_asked_for_leaves_out_restarts() {
+        const ASKED: Duration = Duration::from_secs(7);
+        let nodes = MemoryNodes::new(1);
+        let (silent, asking) = (nodes.redlock(), nodes.builder().wait(ASKED).connect_lazy().expect("good"));
+        let now = Instant::from_nanos(5);
+        for (mutex, patience) in [
+            (silent.mutex("a"), Patience::UntilWithout(now + DEFAULT_WAIT)),
+            (silent.mutex("a").wait(ASKED), Patience::Until(now + ASKED)),
+            (silent.mutex("a").wait(DEFAULT_WAIT), Patience::Until(now + DEFAULT_WAIT)),
+            (silent.mutex("a").wait_forever(), Patience::Until(Instant::NEVER)),
+            (asking.mutex("a"), Patience::Until(now + ASKED)),
+        ] {
+            assert_eq!(mutex.patience(now).ok(), Some(patience), "{mutex:?}");
+        }
+        assert!(silent.mutex("a").wait(Duration::ZERO).patience(now).is_err());
     }
 }

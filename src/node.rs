@@ -1,6 +1,9 @@
 //! The node door: one independent server, or something that behaves like one, to which commands are submitted.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
 use crate::protocol::round::RoundId;
@@ -20,6 +23,60 @@ pub trait Node: Send + Sync + 'static {
     /// Hands over a command. Never blocks and never fails: what goes wrong is an [`Answer::Unknown`] to the reply, which
     /// may come before this returns.
     fn submit(&self, command: Command, reply: Reply);
+
+    /// What can be found out about the node besides its answers, for people; `None` if there is nothing. Ends within the node
+    /// timeout.
+    fn facts(&self) -> FactsFuture {
+        Box::pin(std::future::ready(None))
+    }
+}
+
+/// A question about a node, asked when it is first polled.
+pub type FactsFuture = Pin<Box<dyn Future<Output = Option<Facts>> + Send>>;
+
+/// What is known of a node besides its answers.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+#[derive(Clone, Debug)]
+pub enum Facts {
+    /// There is no connection to it.
+    Down {
+        /// Why, for people.
+        reason: String,
+        /// It was reached, and is not what can vote.
+        can_never_vote: bool,
+    },
+    /// It is connected.
+    Up {
+        /// Why its answers are no votes yet, if so.
+        waits_because: Option<Arc<str>>,
+        /// What it says against the operator's word for its disk.
+        distrust: Option<Arc<str>>,
+        /// What it says of itself, or why it says nothing.
+        info: Result<ServerInfo, Unknown>,
+    },
+}
+
+/// What a server says of itself; what it does not say is missing.
+#[derive(Clone, Debug)]
+pub struct ServerInfo {
+    /// The kind and the version: `redis 7.0.15`.
+    pub version: Option<String>,
+    /// `master`, or what else.
+    pub role: Option<String>,
+    /// The process.
+    pub run_id: Option<String>,
+    /// The history of writes.
+    pub replication_id: Option<String>,
+    /// For how long the process runs.
+    pub uptime: Option<Duration>,
+    /// What it keeps on disk, in words.
+    pub persistence: Option<String>,
+    /// What it does when its memory is full.
+    pub eviction_policy: Option<String>,
+    /// Whether its memory can be full at all.
+    pub has_memory_limit: bool,
+    /// How many replicas follow it.
+    pub replicas: u64,
 }
 
 /// Where the answers to a round are heard.

@@ -29,6 +29,8 @@
 //! hears a no there, for as long as the first one holds. An [extension](hold) is the same argument over again: it counts only nodes
 //! at which the key never went away, and only while the lease it prolongs is not over.
 
+// Nodes in memory never wait.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 pub mod admission;
 pub mod attempt;
 pub mod claim;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::builder::RedlockBuilder;
+use crate::diagnose::Diagnosis;
 use crate::driver::{self, Doors};
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
@@ -19,6 +20,9 @@ use crate::protocol::settings::{Terms, Wishes};
 use crate::queue::Places;
 
 pub(crate) const DEFAULT_NAMESPACE: &str = "redlock";
+
+/// How long a caller waits who did not say for how long.
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 
 /// Locks over one set of independent nodes. A clone is the same client: it shares connections and local queues.
 ///
@@ -38,7 +42,7 @@ pub(crate) struct Core {
     /// What mutexes start from, and what it comes to.
     pub(crate) wishes: Wishes,
     pub(crate) terms: Arc<Terms>,
-    pub(crate) wait: Duration,
+    pub(crate) wait: Option<Duration>,
     pub(crate) holder: String,
     pub(crate) signature: Signature,
     /// Which client of in-memory nodes this is, if it is one.
@@ -52,7 +56,7 @@ impl Core {
         doors: Doors,
         wishes: Wishes,
         terms: Terms,
-        wait: Duration,
+        wait: Option<Duration>,
         holder: String,
         client: Option<MemoryClient>,
     ) -> Self {
@@ -130,6 +134,37 @@ impl Redlock {
     /// Describes a lock on `resource`: any bytes, 1 byte to 64 KiB, checked when the mutex is used.
     pub fn mutex(&self, resource: impl AsRef<[u8]>) -> Mutex {
         Mutex::new(self.core.clone(), self.namespace.clone(), resource.as_ref())
+    }
+
+    /// Looks at the nodes: which of them vote, which do not and why, who answers, and what is found wrong or worth knowing,
+    /// with advice. Asks each for a key and for INFO, and where it is allowed for CONFIG; changes nothing, and ends within the
+    /// node timeout however many nodes are missing. No password is in it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nodes = redlock_quorum::MemoryNodes::new(5);
+    /// # let redlock = nodes.redlock();
+    /// nodes.stop(1);
+    /// let diagnosis = redlock.diagnose().await;
+    /// assert_eq!((diagnosis.voting(), diagnosis.majority()), (4, 3));
+    /// assert_eq!(diagnosis.findings()[0].node(), Some("memory-1"));
+    /// println!("{diagnosis:#}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn diagnose(&self) -> Diagnosis {
+        let Doors { nodes, .. } = &*self.core.doors;
+        let terms = &self.core.terms;
+        let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
+        let answers = driver::survey(&self.core.doors, terms, &question);
+        let facts = futures::future::join_all(nodes.iter().map(|node| node.facts()));
+        let (round, facts) = futures::future::join(answers, facts).await;
+        Diagnosis::of(&round.report(terms), facts)
     }
 
     /// Ends this client and its clones. New and waiting calls get [`Closed`](crate::AcquireError::Closed); guards are waited

@@ -10,7 +10,7 @@ use redlock_quorum::{
     AcquireError, ConnectError, Guard, NodeConfig, Redlock, RedlockBuilder, ReleaseOutcome,
 };
 
-use servers::{PATIENCE, Server, eventually, nothing_is_left};
+use servers::{PATIENCE, Server, eventually, fresh, nothing_is_left};
 
 /// So long that nothing in these tests ends by itself.
 const TTL: Duration = Duration::from_secs(100);
@@ -42,7 +42,7 @@ fn as_locks(servers: &[Server]) -> RedlockBuilder {
     let node = |server: &Server| {
         NodeConfig::new(format!("127.0.0.1:{}", server.port())).username("locks").password("first-secret")
     };
-    Redlock::builder().nodes(servers.iter().map(node)).node_timeout(NODE_TIMEOUT).ttl(TTL)
+    fresh(servers.iter().map(node)).node_timeout(NODE_TIMEOUT).ttl(TTL)
 }
 
 /// What each node said, in words.
@@ -185,7 +185,7 @@ async fn a_wrong_login_is_told_node_by_node_and_never_shown() {
     let servers = three_servers();
     let with = |login: &str| {
         let addresses = servers.iter().map(|server| format!("redis://{login}127.0.0.1:{}", server.port()));
-        Redlock::builder().nodes(addresses.collect::<Vec<_>>())
+        fresh(addresses.collect::<Vec<_>>())
     };
     on_all(&servers, "ACL SETUSER default resetpass >default-secret");
     for (login, reason) in [
@@ -274,13 +274,8 @@ async fn unix_sockets_are_nodes_too() {
     for login in ["", "?user=locks&pass=first-secret"] {
         let addresses =
             servers.iter().map(|server| format!("redis+unix://{}{login}", server.socket().display()));
-        let redlock = Redlock::builder()
-            .nodes(addresses)
-            .ttl(TTL)
-            .node_timeout(NODE_TIMEOUT)
-            .connect()
-            .await
-            .expect("a majority");
+        let redlock =
+            fresh(addresses).ttl(TTL).node_timeout(NODE_TIMEOUT).connect().await.expect("a majority");
         a_whole_life(&redlock, &servers).await;
     }
 }

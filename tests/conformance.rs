@@ -450,13 +450,7 @@ fn ends_within(possible: &Possible, act: &Act, moments: &RangeInclusive<u64>) ->
 
 fn key_of(act: &Act) -> Option<&Key> {
     match act {
-        Act::Ask { command, .. } => Some(match command {
-            Command::Acquire { key, .. }
-            | Command::Extend { key, .. }
-            | Command::Release { key, .. }
-            | Command::Inspect { key }
-            | Command::Remove { key } => key,
-        }),
+        Act::Ask { command, .. } => Some(command.key()),
         Act::Put { key, .. } | Act::Delete { key } | Act::Persist { key } => Some(key),
         Act::ForgetScripts => None,
     }

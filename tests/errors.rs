@@ -74,7 +74,7 @@ async fn is_a_missing_vote(cluster: &Cluster, redlock: &Redlock, trouble: &Troub
 
 /// Whose rights these tests take away and give back, whoever the other tests log in as.
 fn as_default_user(cluster: &Cluster) -> RedlockBuilder {
-    Redlock::builder().nodes(cluster.addresses())
+    harness::over(cluster.addresses())
 }
 
 async fn begin(trouble: &Trouble, servers: &[Server]) {
@@ -399,7 +399,7 @@ async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_r
     let server = &cluster.servers[0];
     let proxy = Proxy::before(server.port()).await;
     let hour = Duration::from_secs(3_600);
-    let builder = Redlock::builder().nodes([proxy.address()]).ttl(hour).node_timeout(Duration::from_secs(3));
+    let builder = harness::over([proxy.address()]).ttl(hour).node_timeout(Duration::from_secs(3));
     let redlock = promptly(builder.connect()).await.expect("all are there");
     let mutex = redlock.mutex("job").hold_at_least(Duration::from_millis(1_500));
     let guard = promptly(mutex.acquire()).await.expect("free");

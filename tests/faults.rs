@@ -308,7 +308,7 @@ async fn a_server_under_two_names_has_one_vote() {
     assert_eq!(doubles.len(), 1, "{doubles:?}");
     assert!(doubles[0].1.contains("is the same server as"), "{doubles:?}");
 
-    let redlock = Redlock::builder().nodes(names).connect_lazy().expect("good settings");
+    let redlock = harness::over(names).connect_lazy().expect("good settings");
     for round in 0..20 {
         let guard = acquired(redlock.mutex(format!("round-{round}"))).await;
         promptly(guard.extend(LONG_TTL)).await.expect("both servers confirm");
@@ -339,7 +339,7 @@ async fn a_wrong_password_is_a_reason_that_does_not_repeat_it() {
         }
     }
     let right = cluster.addresses().into_iter().map(|address| NodeConfig::new(address).password("right"));
-    let redlock = promptly(Redlock::builder().nodes(right).connect()).await.expect("the right password");
+    let redlock = promptly(harness::over(right).connect()).await.expect("the right password");
     assert_eq!(released(acquired(redlock.mutex("job")).await).await, ReleaseOutcome::Released);
 }
 
@@ -442,7 +442,7 @@ async fn many_owed_releases_are_worked_off_without_giving_up_a_healthy_connectio
 async fn half_open_connections_are_replaced() {
     let cluster = Cluster::start(3).await;
     let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
-    let builder = Redlock::builder().nodes(proxies.iter().map(Proxy::address));
+    let builder = harness::over(proxies.iter().map(Proxy::address));
     let redlock =
         promptly(builder.node_timeout(Duration::from_millis(50)).connect()).await.expect("all are there");
     for _ in 0..3 {

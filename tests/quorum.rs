@@ -22,7 +22,7 @@ async fn a_free_majority_wins_and_anything_less_does_not() {
 
 async fn over_the_first(nodes: usize, cluster: &Cluster) -> Redlock {
     let addresses = cluster.addresses().into_iter().take(nodes);
-    Redlock::builder().nodes(addresses).ttl(LONG_TTL).connect().await.expect("all nodes are there")
+    harness::over(addresses).ttl(LONG_TTL).connect().await.expect("all nodes are there")
 }
 
 /// Bit by bit the mask says which nodes are taken.

@@ -31,6 +31,7 @@ async fn every_verb_can_be_spawned() {
         let watching = tokio::spawn(async move { watch.lost().await });
         is_send(guard.release()).await.ok().expect("held");
         watching.await.expect("no panic");
+        assert_eq!(is_send(redlock.diagnose()).await.voting(), 3);
         is_send(mutex.force_release()).await.expect("answered");
         let guard = is_send(mutex.clone().into_future()).await.expect("free");
         drop(guard);

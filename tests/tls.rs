@@ -9,7 +9,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redlock_quorum::{ConnectError, NodeConfig, Redlock, RedlockBuilder, ReleaseOutcome};
 
-use servers::{PATIENCE, Server, eventually, nothing_is_left};
+use servers::{PATIENCE, Server, eventually, fresh, nothing_is_left};
 
 /// For machines that are busy.
 const NODE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -86,7 +86,7 @@ fn three(authority: &Authority, clients: &str) -> Vec<Server> {
 /// The nodes as an address of the form `{scheme}{port}`, each completed.
 fn nodes(servers: &[Server], before: &str, complete: impl Fn(NodeConfig) -> NodeConfig) -> RedlockBuilder {
     let node = |server: &Server| complete(NodeConfig::new(format!("{before}{}", server.port())));
-    Redlock::builder().nodes(servers.iter().map(node)).node_timeout(NODE_TIMEOUT)
+    fresh(servers.iter().map(node)).node_timeout(NODE_TIMEOUT)
 }
 
 /// Why no majority could be reached. A majority of nodes has the same reason; the last may still be on its way.
@@ -261,7 +261,7 @@ async fn a_node_that_was_killed_is_reached_over_tls_again() {
 async fn what_the_machine_trusts_is_trusted() {
     const NODE: &str = "REDLOCK_TEST_NODE";
     if let Ok(node) = std::env::var(NODE) {
-        let redlock = Redlock::builder().node(node).connect().await.expect("trusted");
+        let redlock = fresh([node]).connect().await.expect("trusted");
         redlock.mutex("a").acquire().await.expect("free").release().await.ok().expect("released");
         return;
     }

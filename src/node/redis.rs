@@ -8,6 +8,7 @@
 mod address;
 #[cfg(feature = "tls")]
 mod tls;
+mod voter;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,16 +31,22 @@ use tokio::time::{Instant as Timer, sleep, timeout};
 
 pub use self::address::NodeConfig;
 pub(crate) use self::address::Target;
+use self::voter::Voter;
 use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::Owed;
-use super::{Node, Reply};
+use super::{Facts, FactsFuture, Node, Reply};
 use crate::clock::Clock;
 #[cfg(feature = "sim")]
 use crate::clock::SystemClock;
+#[cfg(feature = "sim")]
+use crate::protocol::admission::RestartProtection;
+use crate::protocol::admission::{Admission, Introduction, Standing};
 use crate::protocol::command::{Answer, Command, Refusal, Unknown};
 #[cfg(feature = "sim")]
 use crate::protocol::settings::SettingsError;
 use crate::protocol::time::Instant;
+#[cfg(feature = "sim")]
+use crate::protocol::time::{Drift, Ttl};
 use crate::protocol::wait::Backoff;
 use crate::sync::lock;
 
@@ -73,7 +80,7 @@ pub(crate) struct Timeouts {
 pub(crate) enum State {
     /// The first attempt to connect is under way.
     Connecting,
-    Up,
+    Up(Peer),
     Down(String),
     /// Reached, but not what can vote: tried again like one that is down, in case the address leads elsewhere one day.
     Unfit(String),
@@ -83,7 +90,7 @@ impl State {
     /// Waits for the end of the first attempt to connect.
     pub(crate) async fn is_up_at_first(state: &mut watch::Receiver<State>) -> bool {
         match state.wait_for(|state| !matches!(state, State::Connecting)).await {
-            Ok(state) => matches!(*state, State::Up),
+            Ok(state) => matches!(*state, State::Up(_)),
             Err(_) => false,
         }
     }
@@ -92,7 +99,7 @@ impl State {
     pub(crate) fn reason(&self) -> Option<String> {
         match self {
             State::Connecting => Some("still connecting".to_owned()),
-            State::Up => None,
+            State::Up(_) => None,
             State::Down(reason) | State::Unfit(reason) => Some(reason.clone()),
         }
     }
@@ -100,6 +107,33 @@ impl State {
     /// Whether it was reached, and is not what can vote.
     pub(crate) fn is_unfit(&self) -> bool {
         matches!(self, State::Unfit(_))
+    }
+}
+
+/// The server at the other end, as far as others may deal with it: to ask it who it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    connection: MultiplexedConnection,
+    counts_from: Instant,
+    /// Why it does not vote before.
+    why: Arc<str>,
+    distrust: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// What the server says of itself now, on the connection on which it votes.
+    async fn facts(mut self, now: Instant, patience: Duration) -> Facts {
+        let mut questions = redis::Pipeline::new();
+        questions.cmd("INFO");
+        voter::ask_for_persistence(&mut questions);
+        let asked = self.connection.send_packed_commands(&questions, 0, questions.len());
+        let info = match timeout(patience, asked).await {
+            Err(_) => Err(Unknown::Timeout),
+            Ok(Err(_)) => Err(Unknown::ConnectionLost),
+            Ok(Ok(replies)) => voter::server_info(replies),
+        };
+        let waits_because = (now < self.counts_from).then_some(self.why);
+        Facts::Up { waits_because, distrust: self.distrust, info }
     }
 }
 
@@ -131,6 +165,8 @@ impl Identities {
 pub(crate) struct RedisNode {
     jobs: mpsc::UnboundedSender<Job>,
     clock: Arc<dyn Clock>,
+    state: watch::Receiver<State>,
+    timeout: Duration,
 }
 
 /// A command, and the duty to answer it.
@@ -161,6 +197,7 @@ impl RedisNode {
         timeouts: Timeouts,
         clock: Arc<dyn Clock>,
         identities: Arc<Identities>,
+        admission: Admission,
     ) -> (Arc<dyn Node>, watch::Receiver<State>) {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (state, watched) = watch::channel(State::Connecting);
@@ -170,17 +207,20 @@ impl RedisNode {
             timeouts,
             clock: clock.clone(),
             identities,
+            voter: Voter::new(admission),
             inbox,
             owed,
             abandoned: false,
             state,
         };
         runtime.spawn(actor.run());
-        (Arc::new(RedisNode { jobs, clock }), watched)
+        let node = RedisNode { jobs, clock, state: watched.clone(), timeout: timeouts.node };
+        (Arc::new(node), watched)
     }
 }
 
-/// A server as a node of its own, without a deployment around it: connects to it from the runtime that this is called on.
+/// A server as a node of its own, without a deployment around it: connects to it from the runtime that this is called on, and
+/// lets it vote at once.
 ///
 /// # Errors
 ///
@@ -190,7 +230,8 @@ pub fn alone(config: NodeConfig, node_timeout: Duration) -> Result<Arc<dyn Node>
     let target = Target::all(&[config])?.remove(0);
     let timeouts = Timeouts { connect: node_timeout, node: node_timeout };
     let (runtime, clock) = (Handle::current(), Arc::new(SystemClock));
-    let (node, _) = RedisNode::start(&runtime, target, timeouts, clock, Arc::default());
+    let votes_at_once = Admission::new(RestartProtection::Off, Ttl::ZERO, Drift::DEFAULT, false);
+    let (node, _) = RedisNode::start(&runtime, target, timeouts, clock, Arc::default(), votes_at_once);
     Ok(node)
 }
 
@@ -200,6 +241,20 @@ impl Node for RedisNode {
         // If the task is gone with its runtime, the job is dropped, and its reply says so.
         let _ = self.jobs.send(Job { command, reply, form: Form::Hashed, since });
     }
+
+    fn facts(&self) -> FactsFuture {
+        let state = self.state.borrow().clone();
+        let (now, patience) = (self.clock.now(), self.timeout);
+        Box::pin(async move {
+            Some(match state {
+                State::Up(peer) => peer.facts(now, patience).await,
+                other => Facts::Down {
+                    can_never_vote: other.is_unfit(),
+                    reason: other.reason().unwrap_or_default(),
+                },
+            })
+        })
+    }
 }
 
 struct Actor {
@@ -207,6 +262,8 @@ struct Actor {
     timeouts: Timeouts,
     clock: Arc<dyn Clock>,
     identities: Arc<Identities>,
+    /// Outlives connections: what is known of the memory behind the address.
+    voter: Voter,
     inbox: mpsc::UnboundedReceiver<Job>,
     owed: Owed,
     /// No handle is left: no more commands will come.
@@ -225,6 +282,9 @@ struct Link {
     role: Option<String>,
     mode: Option<String>,
     run_id: Option<String>,
+    introduction: Option<Introduction>,
+    /// What is said against the operator's word for its disk.
+    distrust: Option<String>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -253,11 +313,17 @@ impl Actor {
             let state = match self.connect().await {
                 Err(Abandoned) => return,
                 Ok(Err(state)) => state,
-                Ok(Ok(link)) => {
+                Ok(Ok((link, standing))) => {
                     failures = 0;
-                    self.tell(State::Up);
+                    self.tell(State::Up(Peer {
+                        connection: link.connection.clone(),
+                        counts_from: standing.counts_from,
+                        why: self.voter.why(),
+                        distrust: self.voter.distrust(),
+                    }));
+                    self.voter.tell(self.target.name(), self.clock.now(), standing);
                     let run_id = link.run_id.clone();
-                    let ending = self.serve(link).await;
+                    let ending = self.serve(link, standing).await;
                     run_id.iter().for_each(|run_id| self.identities.let_go(run_id));
                     match ending {
                         Err(Abandoned) => return,
@@ -278,8 +344,8 @@ impl Actor {
         let before = self.state.send_replace(state.clone());
         let node = self.target.name();
         match (before, state) {
-            (State::Connecting, State::Up) => tracing::debug!(node, "connected"),
-            (_, State::Up) => tracing::info!(node, "connected again"),
+            (State::Connecting, State::Up(_)) => tracing::debug!(node, "connected"),
+            (_, State::Up(_)) => tracing::info!(node, "connected again"),
             (State::Down(before), State::Down(reason)) if before == reason => {}
             (State::Unfit(before), State::Unfit(reason)) if before == reason => {}
             (_, State::Down(reason)) => tracing::warn!(node, reason, "not connected"),
@@ -289,14 +355,19 @@ impl Actor {
     }
 
     /// One attempt to connect. Only during the very first do commands wait for it.
-    async fn connect(&mut self) -> Result<Result<Link, State>, Abandoned> {
+    async fn connect(&mut self) -> Result<Result<(Link, Standing), State>, Abandoned> {
         let attempt = timeout(self.timeouts.connect, establish(self.target.clone(), self.timeouts));
         let is_first = matches!(*self.state.borrow(), State::Connecting);
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
         let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
-        Ok(connected.map_err(State::Down).and_then(|link| match self.objection(&link) {
-            Some(objection) => Err(State::Unfit(objection)),
-            None => Ok(link),
+        Ok(connected.map_err(State::Down).and_then(|link| {
+            // Also of one that can never vote: whoever comes after it is not the one that was before it.
+            let (node, introduction) = (self.target.name(), link.introduction.as_ref());
+            let standing = self.voter.meet(node, self.clock.now(), introduction, link.distrust.as_deref());
+            match self.objection(&link) {
+                Some(objection) => Err(State::Unfit(objection)),
+                None => Ok((link, standing)),
+            }
         }))
     }
 
@@ -340,7 +411,7 @@ impl Actor {
     }
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
-    async fn serve(&mut self, mut link: Link) -> Result<&'static str, Abandoned> {
+    async fn serve(&mut self, mut link: Link, standing: Standing) -> Result<&'static str, Abandoned> {
         let mut waiting: Vec<Job> = Vec::new();
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
@@ -354,6 +425,8 @@ impl Actor {
         let mut ask_again_is_set = false;
         let mut pause = self.timeouts.node;
         let mut to_ask = self.owed.len();
+        let mut admitted = self.clock.sleep_until(standing.counts_from);
+        let mut is_admitted = false;
         if to_ask > 0 {
             tracing::info!(node = self.target.name(), releases = to_ask, "sending owed releases");
         }
@@ -390,6 +463,10 @@ impl Actor {
                     ask_again_is_set = false;
                     to_ask = to_ask.max(1);
                 }
+                () = &mut admitted, if !is_admitted => {
+                    is_admitted = true;
+                    self.voter.tell(self.target.name(), self.clock.now(), standing);
+                }
                 Some(answered) = answers.next(), if !batches.is_empty() => {
                     heard_at = Timer::now();
                     let batch = batches.pop_front().expect("a batch for each answer");
@@ -397,7 +474,7 @@ impl Actor {
                         batches.push_front(batch);
                         break "connection lost";
                     };
-                    let handed_out = self.hand_out(batch, replies, &batches, &waiting);
+                    let handed_out = self.hand_out(batch, replies, standing, &batches, &waiting);
                     waiting.extend(handed_out.again);
                     if handed_out.owed_was_accepted {
                         pause = self.timeouts.node;
@@ -436,23 +513,27 @@ impl Actor {
     /// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full,
     /// unless a release that follows, in this batch, in a `later` one or among those that are `waiting`, would then come
     /// before them. A release that was refused is still owed.
+    ///
+    /// What is heard before the node votes counts for nothing: it is this connection that tells whose answers they are.
     fn hand_out(
         &mut self,
         batch: Batch,
         replies: Vec<Wire>,
+        standing: Standing,
         later: &VecDeque<Batch>,
         waiting: &[Job],
     ) -> HandedOut {
         let mut again = Vec::new();
         let mut owed_was_accepted = false;
         let mut jobs = VecDeque::from(batch.jobs);
+        let now = self.clock.now();
         for reply in replies {
             let Some(mut job) = jobs.pop_front() else { break };
             match decode(&job.command, reply) {
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
                 Read::Answer(answer) => {
                     owed_was_accepted |= job.reply.is_to_nobody();
-                    job.reply.answer(answer);
+                    job.reply.answer(answer.heard(now, standing.counts_from));
                 }
                 Read::NoScript => {
                     let following =
@@ -558,12 +639,16 @@ async fn speak(target: &Target, login: RedisConnectionInfo, timeouts: Timeouts) 
             tune(&stream, timeouts)?;
             #[cfg(feature = "tls")]
             if let Some(tls) = target.tls() {
-                return shake_hands(&login, tls.over(stream).await.map_err(Failure::Because)?).await;
+                let stream = tls.over(stream).await.map_err(Failure::Because)?;
+                return shake_hands(&login, stream, target.trusts_disk()).await;
             }
-            shake_hands(&login, stream).await
+            shake_hands(&login, stream, target.trusts_disk()).await
         }
         #[cfg(unix)]
-        ConnectionAddr::Unix(path) => shake_hands(&login, tokio::net::UnixStream::connect(path).await?).await,
+        ConnectionAddr::Unix(path) => {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            shake_hands(&login, stream, target.trusts_disk()).await
+        }
         _ => Err(Failure::Because("an address of a kind that this build does not support".to_owned())),
     }
 }
@@ -591,7 +676,7 @@ fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S) -> Result<Link, Failure>
+async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S, trusts_disk: bool) -> Result<Link, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -603,6 +688,9 @@ where
 
     let mut questions = redis::Pipeline::new();
     questions.cmd("HELLO").cmd("INFO");
+    if trusts_disk {
+        voter::ask_for_persistence(&mut questions);
+    }
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
     }
@@ -613,7 +701,13 @@ where
     };
     let mut replies = replies.into_iter();
     let hello = replies.next().unwrap_or(Wire::Nil);
-    let info = replies.next().and_then(|reply| redis::from_redis_value::<InfoDict>(reply).ok());
+    let info = replies.next().unwrap_or(Wire::Nil);
+    // Refused for a moment, it would wait for the longest ttl for want of an introduction.
+    if let Some(refusal) = refusal(&info).filter(|refusal| refusal.is_passing()) {
+        return Err(Failure::Because(refusal.to_string()));
+    }
+    let info = redis::from_redis_value::<InfoDict>(info).ok();
+    let config = trusts_disk.then(|| replies.next()).flatten();
     let refusals: Vec<_> = replies.filter_map(|reply| refusal(&reply)).collect();
     // It would refuse the releases that go first on a new connection as well.
     if let Some(refusal) = refusals.iter().find(|refusal| refusal.is_passing()) {
@@ -626,7 +720,9 @@ where
     let role = told("role").or_else(|| field(&hello, "role"));
     let mode = told("redis_mode").or_else(|| field(&hello, "mode"));
     let run_id = told("run_id");
-    Ok(Link { connection, driver, form, role, mode, run_id })
+    let distrust = config.as_ref().and_then(voter::distrust);
+    let introduction = info.as_ref().and_then(|info| voter::introduction(info, distrust.as_deref()));
+    Ok(Link { connection, driver, form, role, mode, run_id, introduction, distrust })
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {

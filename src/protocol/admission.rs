@@ -100,13 +100,9 @@ impl Admission {
     }
 
     /// The same for whoever sees the node for the first time.
+    #[cfg(feature = "sim")]
     pub fn forgetting(&self) -> Self {
         Admission { known: None, ..self.clone() }
-    }
-
-    /// How long a node waits at most.
-    pub fn wait(&self) -> Duration {
-        self.wait
     }
 
     /// A connection was made, and what the server says of itself was heard now; `None` if it does not say.

@@ -144,6 +144,7 @@ impl Attempt {
     }
 
     /// Whether the nodes are asked one after the other.
+    #[cfg(feature = "sim")]
     pub fn is_in_order(&self) -> bool {
         self.order.is_some()
     }

@@ -281,6 +281,7 @@ impl Claim {
     }
 
     /// The name of the state, for those who want to see all of them: finer than the [phase](Claim::phase).
+    #[cfg(feature = "sim")]
     pub fn state(&self) -> &'static str {
         match &self.state {
             State::Resting { .. } => "Resting",

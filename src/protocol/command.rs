@@ -169,6 +169,7 @@ pub enum Command {
     },
 }
 
+#[cfg(feature = "sim")]
 impl Command {
     /// The key that it is about.
     pub fn key(&self) -> &Key {

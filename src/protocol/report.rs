@@ -105,6 +105,15 @@ impl NodeReport {
         &self.name
     }
 
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether no answer that tells anything was heard.
+    pub(crate) fn is_silence(&self) -> bool {
+        !matches!(&self.said, Said::Answer(answer) if !answer.is_silence())
+    }
+
     /// How long after the first byte of the round the answer was heard, or given up. `None` if neither has happened.
     pub fn after(&self) -> Option<Duration> {
         self.after

@@ -146,6 +146,7 @@ impl Store {
     }
 
     /// When the keys are gone, if nothing happens to them.
+    #[cfg(feature = "sim")]
     pub fn ends(&self) -> impl Iterator<Item = Instant> {
         let longer = match self.precision {
             Precision::Exact => Duration::ZERO,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, IntoConnectionInfo};
-use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder};
+use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder, RestartProtection};
 
 use self::clock::Clock;
 use self::process::{Environment, Process, free_port};
@@ -142,10 +142,15 @@ impl Server {
 
     /// A new process on the same port that knows nothing of what was before.
     pub async fn restart_empty(&mut self) {
+        self.restart_empty_with(&[]).await;
+    }
+
+    /// The same, with more arguments.
+    pub async fn restart_empty_with(&mut self, arguments: &[&str]) {
         self.kill();
         let started = Instant::now();
         loop {
-            if let Some(process) = launch(self.port, &[], &self.environment).await {
+            if let Some(process) = launch(self.port, arguments, &self.environment).await {
                 self.condition = Condition::Running(process);
                 return;
             }
@@ -249,6 +254,12 @@ async fn try_ask<T: FromRedisValue>(port: u16, command: &Cmd) -> redis::RedisRes
     command.query_async(&mut connection).await
 }
 
+/// A client of servers that were started a moment ago. Nothing was granted before the test began, so nobody has to wait
+/// until it can be forgotten; tests that make servers forget say so themselves.
+pub fn over<N: Into<NodeConfig>>(nodes: impl IntoIterator<Item = N>) -> RedlockBuilder {
+    Redlock::builder().nodes(nodes).restart_protection(RestartProtection::Off)
+}
+
 /// Servers that are independent of each other: the nodes of a deployment.
 pub struct Cluster {
     pub servers: Vec<Server>,
@@ -280,7 +291,7 @@ impl Cluster {
             Some(_) => NodeConfig::new(address).username("locks").password("secret"),
             None => NodeConfig::new(address),
         };
-        Redlock::builder().nodes(self.addresses().into_iter().map(node))
+        over(self.addresses().into_iter().map(node))
     }
 
     /// One client over all the nodes, with the settings that are the default.

@@ -1,7 +1,7 @@
 //! A TCP proxy before a server whose connections can be cut in the middle, without either side being told.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 /// Forwards connections to one port. Dropped, it ends them all.
 pub struct Proxy {
     address: SocketAddr,
+    /// Of the server to which new connections lead.
+    port: Arc<AtomicU16>,
     /// One for each connection: set, what comes is thrown away.
     swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
     /// Whether what comes from the server waits.
@@ -26,18 +28,25 @@ impl Proxy {
         let swallowing: Arc<Mutex<Vec<Arc<AtomicBool>>>> = Arc::default();
         let connections = swallowing.clone();
         let (holding, held) = watch::channel(false);
+        let port = Arc::new(AtomicU16::new(port));
+        let leads_to = port.clone();
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let swallows = Arc::new(AtomicBool::new(false));
                 connections.lock().expect("whole").push(swallows.clone());
-                tokio::spawn(forward(client, port, swallows, held.clone()));
+                tokio::spawn(forward(client, leads_to.load(Ordering::Acquire), swallows, held.clone()));
             }
         });
-        Proxy { address, swallowing, holding, listening }
+        Proxy { address, port, swallowing, holding, listening }
     }
 
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// From now on new connections lead to the server on another port.
+    pub fn lead_to(&self, port: u16) {
+        self.port.store(port, Ordering::Release);
     }
 
     /// From now on replies wait, or go on.

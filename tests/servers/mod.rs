@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder, RestartProtection};
 
 /// After so long a test that polls gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -134,6 +135,11 @@ impl Drop for Server {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// A client of servers that were started a moment ago: they had granted nothing that they could have forgotten.
+pub fn fresh<N: Into<NodeConfig>>(nodes: impl IntoIterator<Item = N>) -> RedlockBuilder {
+    Redlock::builder().nodes(nodes).restart_protection(RestartProtection::Off)
 }
 
 /// Polls until it holds: what is waited for happens by itself, soon.

@@ -54,6 +54,12 @@ fn not_acquired(error: &AcquireError) -> Response {
             eprintln!("no lock: {error}");
             unavailable("the locks are not available, and nothing was charged", WHEN_NODES_ARE_DOWN)
         }
+        // Nodes that were restarted. They say themselves how long it takes.
+        AcquireError::NotReady { votes_in, .. } => {
+            eprintln!("no lock: {error}");
+            let seconds = u32::try_from(votes_in.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+            unavailable("the locks are not available yet, and nothing was charged", seconds)
+        }
         AcquireError::Closed => {
             unavailable("this instance is stopping, and nothing was charged", WHEN_STOPPING)
         }

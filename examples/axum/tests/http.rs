@@ -127,6 +127,18 @@ fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
 }
 
 #[test]
+fn while_its_nodes_do_not_vote_yet_it_says_for_how_long() {
+    let servers = Servers::start(3);
+    let nodes = servers.addresses().replace("?trust_disk=true", "");
+    let settings = [("REDLOCK_TTL_MS", "60000")];
+    let service = Service::start(command().env("REDLOCK_NODES", nodes).envs(settings));
+    let answer = service.charge("alice", "amount=5&takes_ms=0").answer();
+    answer.assert_refused(503);
+    let seconds: u32 = answer.header("Retry-After").and_then(|text| text.parse().ok()).expect("seconds");
+    assert!((30..=61).contains(&seconds), "{answer:?}");
+}
+
+#[test]
 fn without_a_majority_it_asks_for_patience() {
     let mut servers = Servers::start(3);
     let service = Service::on(&servers, &[]);
@@ -331,7 +343,7 @@ impl Answer {
     }
 }
 
-/// Independent servers without persistence, on free ports of this machine.
+/// Independent servers, on free ports of this machine.
 struct Servers {
     servers: Vec<Server>,
     /// After the servers: it is removed when they are gone.
@@ -345,9 +357,10 @@ impl Servers {
         Servers { servers, _folder: folder }
     }
 
+    /// They forget nothing when they restart, so that they need not wait for the longest ttl before they vote.
     fn addresses(&self) -> String {
-        let addresses: Vec<_> =
-            self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
+        let address = |server: &Server| format!("127.0.0.1:{}?trust_disk=true", server.port);
+        let addresses: Vec<_> = self.servers.iter().map(address).collect();
         addresses.join(",")
     }
 
@@ -388,7 +401,8 @@ impl Server {
     fn start_on(port: u16, folder: &Path) -> Option<Self> {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(folder);
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+        command.args(["--appendfilename", &format!("{port}.aof"), "--dir"]).arg(folder);
         let process = match command.stdout(Stdio::null()).spawn() {
             Ok(process) => process,
             Err(error) => panic!(

@@ -23,6 +23,7 @@ pub struct NodeConfig {
     username: Option<String>,
     password: Option<String>,
     database: Option<i64>,
+    trusts_disk: bool,
     #[cfg(feature = "tls")]
     certificates: Certificates,
 }
@@ -35,6 +36,7 @@ impl NodeConfig {
             username: None,
             password: None,
             database: None,
+            trusts_disk: false,
             #[cfg(feature = "tls")]
             certificates: Certificates::default(),
         }
@@ -55,6 +57,26 @@ impl NodeConfig {
     /// The number of the database, instead of the one in the address; 0 by default. Must be the same for all clients.
     pub fn database(mut self, database: u32) -> Self {
         self.database = Some(database.into());
+        self
+    }
+
+    /// Your word that this node forgets nothing when it restarts, so that it votes at once: every write is on its disk before
+    /// it is answered (`appendonly yes`, `appendfsync always`), and it never comes back with another disk, an empty or an
+    /// older one. In an address: `?trust_disk=true`.
+    ///
+    /// Where the server tells its configuration, and that says otherwise, the word is not followed, with a warning. A memory
+    /// that is a copy of another's (a promoted replica) waits all the same. See
+    /// [`restart_protection`](crate::RedlockBuilder::restart_protection).
+    ///
+    /// ```
+    /// use redlock_quorum::NodeConfig;
+    ///
+    /// let node = NodeConfig::new("10.0.0.4").username("app").password("secret").trust_disk();
+    /// let same = NodeConfig::new("redis://app:secret@10.0.0.4?trust_disk=true");
+    /// # let _ = (node, same);
+    /// ```
+    pub fn trust_disk(mut self) -> Self {
+        self.trusts_disk = true;
         self
     }
 
@@ -95,6 +117,7 @@ impl fmt::Debug for NodeConfig {
         let mut config = f.debug_struct("NodeConfig");
         config.field("address", &without_password(&self.address)).field("username", &self.username);
         config.field("password", &self.password.as_ref().map(|_| "***")).field("database", &self.database);
+        config.field("trust_disk", &self.trusts_disk);
         #[cfg(feature = "tls")]
         config
             .field("ca_certificate", &self.certificates.authorities.as_ref().map(|_| ".."))
@@ -108,6 +131,7 @@ impl fmt::Debug for NodeConfig {
 pub(crate) struct Target {
     info: ConnectionInfo,
     name: String,
+    trusts_disk: bool,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -142,6 +166,7 @@ impl Target {
         if secure && url.contains('#') {
             return Err(refused(format_args!("without a fragment: certificates are always checked")));
         }
+        let (url, trusts_disk) = without_trust(&url)?;
         // The crate's own message may repeat the address, and with it a password.
         let info = url.as_str().into_connection_info().map_err(|_| refused(format_args!("{FORMS}")))?;
         let name = match info.addr() {
@@ -173,6 +198,7 @@ impl Target {
         Ok(Target {
             info: info.set_redis_settings(login),
             name,
+            trusts_disk: config.trusts_disk || trusts_disk,
             #[cfg(feature = "tls")]
             tls,
         })
@@ -189,6 +215,11 @@ impl Target {
     /// The address for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the operator vouches for what is on its disk.
+    pub(crate) fn trusts_disk(&self) -> bool {
+        self.trusts_disk
     }
 
     pub(crate) fn info(&self) -> &ConnectionInfo {
@@ -214,6 +245,28 @@ fn without_tls(address: &str) -> (String, bool) {
 /// Whether the login may end at something in the password that means something in a URL.
 fn is_login_cut(url: &str) -> bool {
     url.find(['?', '#']).is_some_and(|place| url[place..].contains('@'))
+}
+
+/// The URL without `trust_disk` in its query, and what that said.
+fn without_trust(url: &str) -> Result<(String, bool), SettingsError> {
+    const NAME: &str = "trust_disk=";
+    let Some((place, query)) = url.split_once('?') else { return Ok((url.to_owned(), false)) };
+    let (ours, others): (Vec<&str>, Vec<&str>) = query.split('&').partition(|part| part.starts_with(NAME));
+    let trusts_disk = match ours[..] {
+        [] => false,
+        [one] => match &one[NAME.len()..] {
+            "true" => true,
+            "false" => false,
+            // It may be the rest of a password that was not escaped.
+            other => {
+                let shown = if other.bytes().all(|byte| byte.is_ascii_alphabetic()) { other } else { "***" };
+                return Err(SettingsError::new("trust_disk", shown, format_args!("true or false")));
+            }
+        },
+        _ => return Err(SettingsError::new("trust_disk", "***", format_args!("given once"))),
+    };
+    let rest = if others.is_empty() { place.to_owned() } else { format!("{place}?{}", others.join("&")) };
+    Ok((rest, trusts_disk))
 }
 
 /// The address with `***` for a password, wherever one can stand, or where it stands by mistake: before the `@`, in the
@@ -245,11 +298,13 @@ fn without_password(address: &str) -> String {
     }
 }
 
-/// `name=***` for a part of the query, if the name is one that is known there; the number of the database as it is.
+/// `name=***` for a part of the query, if the name is one that is known there; the number of the database, and whether
+/// the disk is trusted, as they are.
 fn without_secret(part: &str) -> String {
-    const NAMES: [&str; 4] = ["user", "pass", "db", "protocol"];
+    const NAMES: [&str; 5] = ["user", "pass", "db", "protocol", "trust_disk"];
     match part.split_once('=') {
         Some(("db", number)) if number.bytes().all(|digit| digit.is_ascii_digit()) => part.to_owned(),
+        Some(("trust_disk", "true" | "false")) => part.to_owned(),
         Some((name, _)) if NAMES.contains(&name) => format!("{name}=***"),
         _ => "***".to_owned(),
     }
@@ -310,6 +365,37 @@ mod tests {
             assert_eq!(target.name(), name);
             let login = target.info.redis_settings();
             assert_eq!((login.username(), login.db()), (username, database), "{address}");
+        }
+    }
+
+    #[test]
+    fn whose_disk_is_trusted_is_said_in_the_config_or_in_the_address() {
+        for (address, trusts_disk) in [
+            ("10.0.0.1", false),
+            ("10.0.0.1?trust_disk=true", true),
+            ("10.0.0.1:6380?trust_disk=false", false),
+            ("redis://app:pw@10.0.0.1:7000/3?trust_disk=true", true),
+            ("redis+unix:///run/redis.sock?trust_disk=true&db=2", true),
+            ("redis+unix:///run/redis.sock?db=2&trust_disk=true&user=a", true),
+            ("redis+unix:///run/redis.sock?db=2&trust_disk=false", false),
+            #[cfg(feature = "tls")]
+            ("rediss://10.0.0.1?trust_disk=true", true),
+        ] {
+            let target = read(address).expect(address);
+            assert_eq!(target.trusts_disk(), trusts_disk, "{address}");
+            let database = if address.contains("unix") { 2 } else { target.info.redis_settings().db() };
+            assert_eq!(target.info.redis_settings().db(), database, "{address}");
+            assert!(!target.name().contains('?'), "{}", target.name());
+        }
+        let config = NodeConfig::new("10.0.0.1?trust_disk=false").trust_disk();
+        assert!(Target::parse(&config).expect("readable").trusts_disk());
+        for (address, expected) in [
+            ("10.0.0.1?trust_disk=yes", "trust_disk is \"yes\", but must be true or false"),
+            ("redis://10.0.0.1/2?trust_disk=", "trust_disk is \"\", but must be true or false"),
+            ("redis+unix:///a?db=1&trust_disk=TRUE", "trust_disk is \"TRUE\", but must be true or false"),
+            ("10.0.0.1?trust_disk=true&trust_disk=true", "trust_disk is \"***\", but must be given once"),
+        ] {
+            assert_eq!(read(address).map(|_| ()), Err(expected.to_owned()));
         }
     }
 
