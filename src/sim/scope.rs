@@ -91,9 +91,9 @@ pub struct Weather {
     pub spans: Vec<(Span, u32)>,
     /// A client begins to want the resource.
     pub begin: u32,
-    /// What is due is done.
+    /// What is due is done. Without a weight it is done when something else happens.
     pub wake: u32,
-    /// A caller takes its lock in hand.
+    /// A caller takes its lock in hand. Without a weight it does so at once.
     pub take: u32,
     /// A holder extends.
     pub extend: u32,
@@ -249,6 +249,9 @@ pub struct Small {
     pub extensions: u64,
     /// Whether whoever wants the lock may drop the future at any time.
     pub abandons: bool,
+    /// Whether claims are woken when they are due, early or late, and callers take their locks in hand early or late. Else a
+    /// claim notices what is due when something else happens to it.
+    pub timers: bool,
     /// Whether the answers to releases are heard.
     pub listens: bool,
     /// How many connections break.
@@ -265,6 +268,7 @@ impl Default for Small {
             attempts: 1,
             extensions: 0,
             abandons: false,
+            timers: true,
             listens: false,
             breaks: 0,
             faults: (Vec::new(), 0),
@@ -305,8 +309,8 @@ impl Small {
             weather: Weather {
                 spans: vec![(Span::UntilDue, 1)],
                 begin: 1,
-                wake: 1,
-                take: 1,
+                wake: u32::from(self.timers),
+                take: u32::from(self.timers),
                 extend: 1,
                 release: 1,
                 abandon: u32::from(self.abandons),

@@ -204,6 +204,7 @@ impl World {
         let wish = self.clients[client].wish.as_mut().filter(|wish| wish.number == number);
         if let (Some(wish), Notice::Won) = (wish, notice) {
             wish.won = true;
+            wish.in_hand = self.scope.weather.take == 0;
         }
     }
 

@@ -218,7 +218,9 @@ impl World {
         };
         for client in self.clients.iter().filter(|client| client.life != Life::Dead) {
             for wish in client.wish.iter().chain(&client.ending) {
-                consider(client.dial.when(wish.claim.wake_at()));
+                if self.scope.weather.wake > 0 {
+                    consider(client.dial.when(wish.claim.wake_at()));
+                }
                 if let Some(valid_until) = wish.claim.valid_until() {
                     consider(client.dial.when(valid_until));
                 }
