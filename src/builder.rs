@@ -362,7 +362,7 @@ fn start_all(
 }
 
 /// The doors of a new deployment, and the keeper of its held locks.
-fn open_doors(runtime: &Handle, nodes: Box<[Arc<dyn Node>]>, clock: Arc<dyn Clock>) -> Doors {
+pub(crate) fn open_doors(runtime: &Handle, nodes: Box<[Arc<dyn Node>]>, clock: Arc<dyn Clock>) -> Doors {
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
     Doors { nodes, clock, entropy: Arc::new(SystemEntropy), keeper }

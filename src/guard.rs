@@ -318,3 +318,76 @@ impl fmt::Display for Release {
         with_report(f, &self.outcome.to_string(), Some(&self.report))
     }
 }
+
+/// The machine sleeps while a lock is held: its clock goes on, and the runtime's timers stand still.
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+    use tokio::time::{Instant as Timer, sleep};
+
+    use super::*;
+    use crate::builder::open_doors;
+    use crate::clock::SuspendableClock;
+    use crate::memory::MemoryNodes;
+    use crate::protocol::settings::Wishes;
+    use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    /// A client on a machine of its own; the nodes are elsewhere, and stay awake.
+    fn a_client_that_may_sleep(nodes: &MemoryNodes) -> (Redlock, SuspendableClock) {
+        let clock = SuspendableClock::new();
+        let doors = open_doors(&Handle::current(), nodes.doors(), Arc::new(clock.clone()));
+        let names = (0..nodes.len()).map(|node| node.to_string().into()).collect();
+        let wishes = Wishes { ttl: TTL, ..Wishes::default() };
+        let terms = wishes.check(&names).expect("settings that fit");
+        let core = Core::new(doors, wishes, terms, TTL, "laptop".to_owned());
+        (Redlock::open(core, DEFAULT_NAMESPACE), clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_longer_than_the_ttl_ends_the_lock_at_once() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        let watch = guard.watch();
+        clock.suspend(TTL);
+        // The keys stand, no timer has fired, and nobody was asked.
+        assert!((0..3).all(|node| nodes.keys(node) == ["redlock:a"]));
+        assert!(!guard.is_valid() && guard.remaining().is_zero() && watch.check().is_err());
+        assert!(guard.within(Duration::ZERO).is_err());
+        assert!(matches!(guard.extend(TTL).await, Err(ExtendError::Lost)), "it came back");
+        assert!(!guard.is_valid());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_is_told_within_a_second_after_the_suspend() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        let watch = guard.watch();
+        let told = tokio::spawn(async move {
+            watch.lost().await;
+            Timer::now()
+        });
+        sleep(Duration::from_millis(300)).await;
+        clock.suspend(TTL * 100);
+        let awake_since = Timer::now();
+        let told = told.await.expect("no panic");
+        assert!(told - awake_since <= Duration::from_secs(1), "told after {:?}", told - awake_since);
+        drop(guard);
+        nodes.assert_nothing_left();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_shorter_than_the_ttl_is_survived_and_renewed() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        sleep(Duration::from_millis(300)).await;
+        clock.suspend(TTL / 2);
+        assert!(guard.is_valid() && guard.remaining() < TTL / 2);
+        sleep(Duration::from_secs(1)).await;
+        assert!(guard.remaining() > TTL / 2, "not renewed after waking: {guard:?}");
+    }
+}
