@@ -22,7 +22,7 @@ use crate::keeper::Keeper;
 use crate::memory::MemoryNodes;
 use crate::node::Node;
 #[cfg(feature = "redis")]
-use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts};
+use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts, check_connect_timeout};
 #[cfg(feature = "redis")]
 use crate::protocol::quorum::Quorum;
 use crate::protocol::settings::{Renewal, Terms, Wishes, check_namespace, check_signature, check_wait};
@@ -185,8 +185,8 @@ impl RedlockBuilder {
         self
     }
 
-    /// How long a connection may take, and for how long [`connect`](RedlockBuilder::connect) waits for a majority: 2 s by
-    /// default.
+    /// How long a connection may take, the log-in included, and for how long [`connect`](RedlockBuilder::connect) waits for a
+    /// majority: 2 s by default. A node may have [another bound](NodeConfig::connect_timeout); then the longest is waited for.
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.connect_timeout = connect_timeout;
         self
@@ -255,12 +255,13 @@ impl RedlockBuilder {
                 let targets = Target::all(configs)?;
                 let names: Arc<[Arc<str>]> = targets.iter().map(|target| target.name().into()).collect();
                 let terms = self.wishes.check(&names)?;
-                let connect = check_connect_timeout(self.connect_timeout)?;
-                let timeouts = Timeouts { connect, node: terms.node_timeout };
+                check_connect_timeout(self.connect_timeout, format_args!(""))?;
+                let timeouts = Timeouts { connect: self.connect_timeout, node: terms.node_timeout };
                 warn_if_even(targets.len());
+                // A little more than the slowest attempt takes, so that its reason is known.
+                let slowest = targets.iter().map(|target| timeouts.at(target).connect).max();
+                let patience = slowest.unwrap_or_default() + timeouts.node;
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts);
-                // A little more than an attempt takes, so that its reason is known.
-                let patience = timeouts.connect + timeouts.node;
                 let reached = Reached { states, names, patience, grace: timeouts.node };
                 let doors = open_doors(&runtime()?, nodes.into(), Arc::new(SystemClock));
                 Ok((self.open(doors, terms, holder), reached))
@@ -356,8 +357,10 @@ fn start_all(
     timeouts: Timeouts,
 ) -> (Vec<Arc<dyn Node>>, Vec<watch::Receiver<State>>) {
     let identities = Arc::new(Identities::default());
-    let start =
-        |target| RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone());
+    let start = |target: Target| {
+        let timeouts = timeouts.at(&target);
+        RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone())
+    };
     targets.into_iter().map(start).unzip()
 }
 
@@ -366,16 +369,6 @@ pub(crate) fn open_doors(runtime: &Handle, nodes: Box<[Arc<dyn Node>]>, clock: A
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
     Doors { nodes, clock, entropy: Arc::new(SystemEntropy), keeper }
-}
-
-#[cfg(feature = "redis")]
-fn check_connect_timeout(timeout: Duration) -> Result<Duration, SettingsError> {
-    const LONGEST: Duration = Duration::from_secs(3600);
-    if timeout.is_zero() || timeout > LONGEST {
-        let bound = format_args!("above zero and at most {LONGEST:?}");
-        return Err(SettingsError::new("connect_timeout", timeout, bound));
-    }
-    Ok(timeout)
 }
 
 #[cfg(feature = "redis")]

@@ -453,3 +453,32 @@ async fn half_open_connections_are_replaced() {
         works_again(&redlock, &cluster).await;
     }
 }
+
+/// The connections are accepted, and nothing is ever answered on them.
+#[tokio::test]
+async fn a_node_may_have_its_own_bound_on_connecting() {
+    const QUICKLY: Duration = Duration::from_millis(50);
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let cluster = Cluster::start(3).await;
+    let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
+    proxies.iter().for_each(|proxy| proxy.hold_replies(true));
+    let connecting = |all: Duration, each: Option<Duration>| {
+        let node = |proxy: &Proxy| match each {
+            Some(timeout) => NodeConfig::new(proxy.address()).connect_timeout(timeout),
+            None => NodeConfig::new(proxy.address()),
+        };
+        let builder = Redlock::builder().nodes(proxies.iter().map(node)).node_timeout(QUICKLY);
+        builder.connect_timeout(all).connect()
+    };
+    let patient = tokio::spawn(connecting(QUICKLY, Some(HOUR)));
+    // The last is refused later than the patient one would be if it were not waited for.
+    for impatient in [connecting(HOUR, Some(QUICKLY)), connecting(QUICKLY * 4, None)] {
+        for (node, reason) in refused(impatient).await {
+            assert_eq!(reason, "timed out while connecting", "{node}");
+        }
+    }
+    assert!(!patient.is_finished(), "it was given an hour");
+    proxies.iter().for_each(|proxy| proxy.hold_replies(false));
+    let redlock = promptly(patient).await.expect("no panic").expect("they answer at last");
+    works_again(&redlock, &cluster).await;
+}

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant as Timer, sleep, timeout};
 
 pub use self::address::NodeConfig;
-pub(crate) use self::address::Target;
+pub(crate) use self::address::{Target, check_connect_timeout};
 use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::Owed;
 use super::{Node, Reply};
@@ -62,6 +62,13 @@ const RECONNECT: Backoff = Backoff::exponential(Duration::from_millis(20), Durat
 pub(crate) struct Timeouts {
     pub(crate) connect: Duration,
     pub(crate) node: Duration,
+}
+
+impl Timeouts {
+    /// Those of one node, which may have a bound of its own for the connection.
+    pub(crate) fn at(self, target: &Target) -> Self {
+        Timeouts { connect: target.connect_timeout().unwrap_or(self.connect), ..self }
+    }
 }
 
 /// How a node is doing.

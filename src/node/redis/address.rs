@@ -2,6 +2,7 @@
 //! password is ever printed.
 
 use std::fmt;
+use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
@@ -23,6 +24,7 @@ pub struct NodeConfig {
     username: Option<String>,
     password: Option<String>,
     database: Option<i64>,
+    connect_timeout: Option<Duration>,
     #[cfg(feature = "tls")]
     certificates: Certificates,
 }
@@ -35,6 +37,7 @@ impl NodeConfig {
             username: None,
             password: None,
             database: None,
+            connect_timeout: None,
             #[cfg(feature = "tls")]
             certificates: Certificates::default(),
         }
@@ -55,6 +58,16 @@ impl NodeConfig {
     /// The number of the database, instead of the one in the address; 0 by default. Must be the same for all clients.
     pub fn database(mut self, database: u32) -> Self {
         self.database = Some(database.into());
+        self
+    }
+
+    /// How long a connection to this node may take, the log-in included, instead of what the builder says for
+    /// [all](crate::RedlockBuilder::connect_timeout): for a node that is far away. Above zero, and at most an hour; checked
+    /// when the builder connects.
+    ///
+    /// How long a node is waited for in a vote is the same for all: see [`node_timeout`](crate::RedlockBuilder::node_timeout).
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = Some(connect_timeout);
         self
     }
 
@@ -95,6 +108,7 @@ impl fmt::Debug for NodeConfig {
         let mut config = f.debug_struct("NodeConfig");
         config.field("address", &without_password(&self.address)).field("username", &self.username);
         config.field("password", &self.password.as_ref().map(|_| "***")).field("database", &self.database);
+        config.field("connect_timeout", &self.connect_timeout);
         #[cfg(feature = "tls")]
         config
             .field("ca_certificate", &self.certificates.authorities.as_ref().map(|_| ".."))
@@ -108,6 +122,7 @@ impl fmt::Debug for NodeConfig {
 pub(crate) struct Target {
     info: ConnectionInfo,
     name: String,
+    connect_timeout: Option<Duration>,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -149,6 +164,9 @@ impl Target {
             ConnectionAddr::Unix(path) => path.display().to_string(),
             _ => return Err(refused(format_args!("{FORMS}"))),
         };
+        if let Some(timeout) = config.connect_timeout {
+            check_connect_timeout(timeout, format_args!(" for {shown}"))?;
+        }
         let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         if let Some(username) = &config.username {
             login = login.set_username(username);
@@ -168,6 +186,7 @@ impl Target {
         Ok(Target {
             info: info.set_redis_settings(login),
             name,
+            connect_timeout: config.connect_timeout,
             #[cfg(feature = "tls")]
             tls,
         })
@@ -186,6 +205,11 @@ impl Target {
         &self.name
     }
 
+    /// How long a connection may take, if this node has a bound of its own.
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+
     pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
     }
@@ -194,6 +218,16 @@ impl Target {
     pub(super) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
+}
+
+/// Checks how long a connection may take. `of` ends the sentence, if it is not said of all.
+pub(crate) fn check_connect_timeout(timeout: Duration, of: fmt::Arguments<'_>) -> Result<(), SettingsError> {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    if timeout.is_zero() || timeout > LONGEST {
+        let bound = format_args!("above zero and at most {LONGEST:?}{of}");
+        return Err(SettingsError::new("connect_timeout", timeout, bound));
+    }
+    Ok(())
 }
 
 /// The address as a URL, and whether it asks for TLS: that is not the business of whoever reads it on.
@@ -391,6 +425,21 @@ mod tests {
         assert_eq!((login.username(), login.password(), login.db()), (Some("b"), Some("second"), 2));
         let shown = format!("{config:?}");
         assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
+    }
+
+    #[test]
+    fn a_connection_may_take_an_hour_at_most_and_some_time_at_least() {
+        let node = |timeout| NodeConfig::new("redis://:secret@a").connect_timeout(timeout);
+        let hour = Duration::from_secs(3_600);
+        for timeout in [Duration::from_nanos(1), hour] {
+            let target = Target::parse(&node(timeout)).expect("fine");
+            assert_eq!(target.connect_timeout(), Some(timeout));
+        }
+        for (timeout, value) in [(Duration::ZERO, "0ns"), (hour + Duration::from_secs(1), "3601s")] {
+            let error = Target::parse(&node(timeout)).err().expect("refused");
+            assert_eq!((error.field(), error.value()), ("connect_timeout", value));
+            assert_eq!(error.bound(), "above zero and at most 3600s for redis://:***@a");
+        }
     }
 
     #[test]
