@@ -177,6 +177,7 @@ impl RedisNode {
             owed,
             abandoned: false,
             state,
+            warned_of: None,
         };
         runtime.spawn(actor.run());
         (Arc::new(RedisNode { jobs, clock }), watched)
@@ -201,6 +202,8 @@ struct Actor {
     /// No handle is left: no more commands will come.
     abandoned: bool,
     state: watch::Sender<State>,
+    /// The last policy of eviction that was warned of.
+    warned_of: Option<String>,
 }
 
 /// A living connection.
@@ -214,6 +217,8 @@ struct Link {
     role: Option<String>,
     mode: Option<String>,
     run_id: Option<String>,
+    /// The policy by which it may throw keys away, if it may.
+    evicts_by: Option<String>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -245,6 +250,7 @@ impl Actor {
                 Ok(Ok(link)) => {
                     failures = 0;
                     self.tell(State::Up);
+                    self.warn_of_eviction(link.evicts_by.as_deref());
                     let run_id = link.run_id.clone();
                     let ending = self.serve(link).await;
                     run_id.iter().for_each(|run_id| self.identities.let_go(run_id));
@@ -274,6 +280,21 @@ impl Actor {
             (_, State::Down(reason)) => tracing::warn!(node, reason, "not connected"),
             (_, State::Unfit(reason)) => tracing::error!(node, reason, "can never vote"),
             (_, State::Connecting) => {}
+        }
+    }
+
+    /// Once for each policy: a server that evicts forgets locks that are held, and then a second client can have them.
+    fn warn_of_eviction(&mut self, policy: Option<&str>) {
+        if self.warned_of.as_deref() != policy {
+            self.warned_of = policy.map(str::to_owned);
+            if let Some(policy) = policy {
+                let node = self.target.name();
+                tracing::warn!(
+                    node,
+                    policy,
+                    "may evict locks that are held: set maxmemory-policy to noeviction"
+                );
+            }
         }
     }
 
@@ -615,7 +636,9 @@ where
     let role = told("role").or_else(|| field(&hello, "role"));
     let mode = told("redis_mode").or_else(|| field(&hello, "mode"));
     let run_id = told("run_id");
-    Ok(Link { connection, driver, form, role, mode, run_id })
+    let has_a_limit = told("maxmemory").is_some_and(|bytes| bytes != "0");
+    let evicts_by = told("maxmemory_policy").filter(|policy| has_a_limit && policy != "noeviction");
+    Ok(Link { connection, driver, form, role, mode, run_id, evicts_by })
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {
