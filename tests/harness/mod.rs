@@ -237,6 +237,14 @@ impl Server {
         self.type_in("KEYS *").await
     }
 
+    /// How often a command was carried out or refused since the last `CONFIG RESETSTAT`, by whomever.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let info: String = self.type_in("INFO commandstats").await;
+        let counts = field_of(&info, &format!("cmdstat_{command}"));
+        let calls = counts.as_deref().and_then(|counts| counts.split(',').next()?.strip_prefix("calls="));
+        calls.map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
     /// A line of INFO.
     pub async fn info(&self, section: &str, field: &str) -> String {
         let info: String = self.type_in(&format!("INFO {section}")).await;
