@@ -22,6 +22,23 @@ use crate::protocol::time::Instant;
 /// nothing may be left to send it: end in [`release`](Guard::release) or [`shutdown`](crate::Redlock::shutdown). Otherwise the
 /// lock ends with its ttl. So it does in a process that forgets the guard (`mem::forget`) *and* ends; while it lives, a
 /// forgotten guard is renewed unless [`hold_at_most`](crate::Mutex::hold_at_most) bounds it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::MemoryNodes;
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let guard = redlock.mutex("invoices/42").ttl(Duration::from_secs(10)).acquire().await?;
+/// assert!(guard.is_valid());
+/// assert!(guard.remaining() <= Duration::from_millis(9_898)); // less what clocks may differ by
+/// assert_eq!(guard.votes().majority(), 2);
+/// println!("{:#}", guard.last_answers()); // a line for each node
+/// drop(guard); // released, not awaited
+/// # Ok(())
+/// # }
+/// ```
 #[doc(alias = "Lock")]
 #[doc(alias = "LockGuard")]
 #[doc(alias = "IDistributedSynchronizationHandle")]
@@ -72,14 +89,15 @@ impl Guard {
         within(&self.live, needed)
     }
 
-    /// A new lease of length `ttl` from now; never shorter than the one that stands, and never beyond
-    /// [`hold_at_most`](crate::Mutex::hold_at_most). Renewals go on as before.
+    /// A new lease of length `ttl` from now, rounded down to whole milliseconds; never shorter than the one that
+    /// stands, and never beyond [`hold_at_most`](crate::Mutex::hold_at_most). Renewals go on as before.
     ///
     /// # Errors
     ///
-    /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`] and
-    /// [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Capped`] if nothing can be added; [`ExtendError::Settings`] if `ttl` is above the `max_ttl` or not above
-    /// drift plus margin.
+    /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`]
+    /// and [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Capped`] if nothing can be added;
+    /// [`ExtendError::Settings`] if `ttl` is above the [`max_ttl`](crate::RedlockBuilder::max_ttl) or not above drift
+    /// plus margin.
     ///
     /// # Cancel safety
     ///
@@ -211,6 +229,29 @@ impl fmt::Debug for Guard {
 }
 
 /// A view of a [`Guard`]: can be cloned and sent, does not hold the lock, and goes on to answer after the guard is gone.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{MemoryNodes, Watch};
+///
+/// async fn step(watch: Watch) -> Result<(), redlock_quorum::WithinError> {
+///     watch.check()?; // between two steps: is it still ours?
+///     watch.within(Duration::from_millis(500))?; // before a call with that timeout
+///     Ok(())
+/// }
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let guard = redlock.mutex("invoices/42").acquire().await?;
+/// let watch = guard.watch();
+/// tokio::spawn(step(watch.clone())).await??;
+/// guard.release().await.ok()?;
+/// watch.lost().await; // released is over, too
+/// assert!(!watch.is_valid() && watch.remaining().is_zero());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Watch {
     live: Arc<Live>,
@@ -286,7 +327,23 @@ async fn ended(live: &Live, margin: Duration) {
     }
 }
 
-/// What became of a lock that was released.
+/// What became of a lock that was released. `{}` prints one line, `{:#}` a line for each node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use redlock_quorum::{MemoryNodes, ReleaseOutcome};
+///
+/// let nodes = MemoryNodes::new(3);
+/// let redlock = nodes.redlock();
+/// let guard = redlock.mutex("invoices/42").acquire().await?;
+/// nodes.lose("invoices/42"); // an operator deletes it
+/// let release = guard.release().await;
+/// assert_eq!(release.outcome, ReleaseOutcome::Expired);
+/// assert!(release.ok().is_err(), "it was not held until the end");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "the outcome says whether the lock was held until the end; `.ok()?` makes that an error"]
 pub struct Release {

@@ -10,12 +10,17 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion}
 use super::tls::{Certificates, ClientPem, Tls};
 use crate::protocol::settings::SettingsError;
 
-/// One node: its address, and what does not belong into a URL.
+/// One node: its address, and what does not belong into a URL. Nothing is checked before the builder connects.
 ///
 /// ```
+/// use std::time::Duration;
 /// use redlock_quorum::NodeConfig;
 ///
-/// let node = NodeConfig::new("10.0.0.4:6379").username("app").password("secret");
+/// let node = NodeConfig::new("10.0.0.4:6379")
+///     .username("app")
+///     .password("secret")
+///     .database(1)
+///     .connect_timeout(Duration::from_secs(5)); // it is far away
 /// assert!(!format!("{node:?}").contains("secret"));
 /// ```
 #[derive(Clone)]
@@ -75,6 +80,16 @@ impl NodeConfig {
     /// `rediss://`.
     ///
     /// The server's certificate must be signed by one of them, and be valid for the host in the address.
+    ///
+    /// ```
+    /// use redlock_quorum::NodeConfig;
+    ///
+    /// # let (authority, certificate, key) = ("", "", "");
+    /// let node = NodeConfig::new("rediss://10.0.0.4")
+    ///     .ca_certificate(authority) // what std::fs::read brought from a file
+    ///     .client_certificate(certificate, key); // if the server asks for one
+    /// # let _ = node;
+    /// ```
     #[cfg(feature = "tls")]
     pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.certificates.authorities = Some(pem.as_ref().into());
