@@ -309,7 +309,8 @@ impl Mutex {
     }
 
     /// Deletes the lock on all nodes, whoever holds it, and says whose it was: an operator's act, for a holder that is known
-    /// to be gone or hung. A holder that lives learns of it at its next renewal at the latest; until then two may act.
+    /// to be gone or hung. A holder that lives learns of it in milliseconds where the servers tell about changed keys, and at its
+    /// next renewal elsewhere; until then two may act.
     ///
     /// # Errors
     ///

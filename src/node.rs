@@ -1,8 +1,8 @@
 //! The node door: one independent server, or something that behaves like one, to which commands are submitted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Unknown, Value};
 use crate::protocol::round::RoundId;
 
 pub(crate) mod memory;
@@ -17,6 +17,20 @@ pub trait Node: Send + Sync + 'static {
     /// Hands over a command. Never blocks and never fails: what goes wrong is an [`Answer::Unknown`] to the reply, which
     /// may come before this returns.
     fn submit(&self, command: Command, reply: Reply);
+
+    /// From now on the watcher is told when somebody else changes the key so that `value` may not stand there any more: soon,
+    /// where the node can tell such things, and never where it cannot. Never blocks.
+    fn watch(&self, _key: &Key, _value: &Value, _watcher: Weak<dyn Watcher>) {}
+
+    /// Ends that.
+    fn unwatch(&self, _key: &Key, _watcher: &Weak<dyn Watcher>) {}
+}
+
+/// Who wants to know when a key is changed.
+pub trait Watcher: Send + Sync + 'static {
+    /// Somebody else changed it, or may have. Called from any thread, and must not block.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    fn changed(self: Arc<Self>);
 }
 
 /// Where the answers to a round are heard.

@@ -122,7 +122,14 @@ async fn a_server_that_forgot_the_scripts_gets_them_again() {
 
 #[tokio::test]
 async fn eval_alone_is_enough() {
-    for fewer in ["-script|load", "-info", "-script|load -info", "-script|load -evalsha -info"] {
+    for fewer in [
+        "-script|load",
+        "-info",
+        "-client|tracking",
+        "-client|caching",
+        "-script|load -info -client|tracking -client|caching",
+        "-script|load -evalsha -info",
+    ] {
         let cluster = three_servers().await;
         on_all(&cluster, &format!("ACL SETUSER locks {fewer}")).await;
         let redlock = as_locks(&cluster).connect().await.expect(fewer);

@@ -5,7 +5,7 @@
 mod harness;
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use harness::{Cluster, LONG_TTL, promptly, until};
@@ -240,9 +240,11 @@ async fn released(guard: Guard) -> String {
 }
 
 async fn extended(guard: &Guard) -> String {
-    let before = guard.remaining();
+    let ended_after = Instant::now() + guard.remaining();
     let result = promptly(guard.extend(LONG_TTL)).await;
-    format!("extended: {:?}, longer: {}", result.is_ok(), guard.remaining() > before)
+    let remaining = guard.remaining();
+    let ends_before = Instant::now() + remaining;
+    format!("extended: {:?}, shorter: {}", result.is_ok(), ends_before < ended_after)
 }
 
 async fn outcome_of_try(tried: Option<Guard>) -> String {
