@@ -79,7 +79,8 @@ impl Server {
 
     /// The same, with arguments that name files in its directory, or its port.
     pub async fn start_in(arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
-        loop {
+        // Somebody else may take the port before the server does.
+        for _ in 0..20 {
             let (directory, port) = (Directory::new(), free_port());
             let arguments = arguments(directory.path(), port);
             let mut server = Server { port, arguments, directory, condition: Condition::Dead };
@@ -87,6 +88,7 @@ impl Server {
                 return server;
             }
         }
+        panic!("no server comes up with these arguments")
     }
 
     /// False if another process has the port.
