@@ -24,7 +24,7 @@ use crate::keeper::Keeper;
 use crate::memory::{MemoryClient, MemoryDoors, MemoryNodes};
 use crate::node::Node;
 #[cfg(feature = "redis")]
-use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts};
+use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts, check_connect_timeout};
 #[cfg(feature = "redis")]
 use crate::protocol::admission::Admission;
 use crate::protocol::admission::RestartProtection;
@@ -35,7 +35,34 @@ use crate::protocol::time::Drift;
 use crate::protocol::wait::Backoff;
 use crate::redlock::{Core, DEFAULT_NAMESPACE, DEFAULT_WAIT, Redlock};
 
-/// Nodes and settings, checked together when [`connect`](RedlockBuilder::connect)ed.
+/// Nodes and settings, checked together when [`connect`](RedlockBuilder::connect)ed: a setting that does not fit is
+/// an error that names the field, its value and the bound, before anything is sent.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{Backoff, NodeConfig, Redlock, Renewal};
+///
+/// let redlock = Redlock::builder()
+///     .nodes(["redis://127.0.0.1:7001", "127.0.0.1:7002"])
+///     .node(NodeConfig::new("127.0.0.1:7003").username("locks").password("secret"))
+///     .namespace("billing")
+///     .holder("worker-7")
+///     .ttl(Duration::from_secs(10))
+///     .max_ttl(Duration::from_secs(60))
+///     .wait(Duration::from_secs(5))
+///     .backoff(Backoff::constant(Duration::from_millis(100)))
+///     .renewal(Renewal::Every(Duration::from_secs(3)))
+///     .node_timeout(Duration::from_millis(200))
+///     .connect_timeout(Duration::from_secs(1))
+///     .drift(10_000, Duration::from_millis(2)) // one percent and 2 ms
+///     .margin(Duration::from_millis(5))
+///     .connect_lazy()?; // in the background, so that this runs without a server
+/// assert!(redlock.mutex("invoices/42").try_acquire().await.is_err(), "nobody is there");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RedlockBuilder {
     source: Source,
@@ -86,6 +113,14 @@ impl RedlockBuilder {
     /// # Errors
     ///
     /// If `REDLOCK_NODES` is missing, or a number is none.
+    ///
+    /// ```
+    /// use redlock_quorum::RedlockBuilder;
+    ///
+    /// // REDLOCK_NODES=10.0.0.1,10.0.0.2,10.0.0.3 is not set here.
+    /// let refused = RedlockBuilder::from_env().unwrap_err();
+    /// assert_eq!(refused.field(), "REDLOCK_NODES");
+    /// ```
     #[cfg(feature = "redis")]
     pub fn from_env() -> Result<Self, SettingsError> {
         let nodes = std::env::var("REDLOCK_NODES").map_err(|_| {
@@ -121,7 +156,7 @@ impl RedlockBuilder {
         self
     }
 
-    /// Adds a node.
+    /// Adds a node: an address as in [`nodes`](RedlockBuilder::nodes), or a [`NodeConfig`]. Checked when it connects.
     #[cfg(feature = "redis")]
     pub fn node(mut self, node: impl Into<NodeConfig>) -> Self {
         match &mut self.source {
@@ -146,40 +181,46 @@ impl RedlockBuilder {
         self
     }
 
-    /// The default [ttl](crate::Mutex::ttl) of mutexes: 10 s.
+    /// The default [ttl](crate::Mutex::ttl) of mutexes, rounded down to whole milliseconds: 10 s if not given. Above
+    /// drift plus margin, and at most the [`max_ttl`](RedlockBuilder::max_ttl).
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.wishes.ttl = ttl;
         self
     }
 
-    /// The longest ttl that any client of the namespace asks for, in acquisitions and extensions. By default the ttl. For so
-    /// long a node waits that may have forgotten what it granted, so all clients must name the same.
+    /// The longest ttl that any client of the namespace asks for, in acquisitions and extensions; whatever is longer is
+    /// refused. By default the ttl; at most a year. For so long a node waits that may have forgotten what it granted, so it
+    /// must be the same in all clients.
     pub fn max_ttl(mut self, max_ttl: Duration) -> Self {
         self.wishes.max_ttl = Some(max_ttl);
         self
     }
 
-    /// How long a node is waited for before its vote is unknown: by default 200 ms, or a quarter of the ttl if that is less.
+    /// How long a node is waited for before its vote is unknown: by default 200 ms, or a quarter of the ttl if that
+    /// is less. At least 1 ms, and at most the ttl. A call without a majority takes about so long, for each of its
+    /// attempts.
     pub fn node_timeout(mut self, node_timeout: Duration) -> Self {
         self.wishes.node_timeout = Some(node_timeout);
         self
     }
 
-    /// What is taken off the validity for clocks at different rates: `parts_per_million` of the ttl plus a `constant`. 10 000
-    /// (one percent) and 2 ms by default.
+    /// What is taken off the validity for clocks at different rates: `parts_per_million` of the ttl plus a
+    /// `constant`. 10 000 (one percent) and 2 ms by default. All clocks that are involved must stay within it over
+    /// one ttl.
     pub fn drift(mut self, parts_per_million: u32, constant: Duration) -> Self {
         self.wishes.drift = Drift { parts_per_million, constant };
         self
     }
 
-    /// How long before the end of the validity the loss is signalled: 5 ms by default.
+    /// How long before the end of the validity the loss is signalled, so that the holder has time to stop: 5 ms by
+    /// default. Together with the drift below the ttl.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.wishes.margin = margin;
         self
     }
 
-    /// The default [wait](crate::Mutex::wait) of mutexes. If it is not given, 30 s, not counting the time in which only nodes
-    /// were missing that do not vote yet after a restart.
+    /// The default [wait](crate::Mutex::wait) of mutexes, above zero. If it is not given, 30 s, not counting the time in which
+    /// only nodes were missing that do not vote yet after a restart.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -212,20 +253,23 @@ impl RedlockBuilder {
         self
     }
 
-    /// The default [back-off](crate::Mutex::backoff) of mutexes.
+    /// The default [back-off](crate::Mutex::backoff) of mutexes: random rests of up to 10 ms at first, of up to 1 s
+    /// later.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.wishes.backoff = backoff;
         self
     }
 
-    /// The default [renewal](crate::Mutex::renewal) of mutexes.
+    /// The default [renewal](crate::Mutex::renewal) of mutexes: while the guard lives, when less than two thirds of
+    /// the ttl remain.
     pub fn renewal(mut self, renewal: Renewal) -> Self {
         self.wishes.renewal = renewal;
         self
     }
 
-    /// How long a connection may take, and for how long [`connect`](RedlockBuilder::connect) waits for a majority: 2 s by
-    /// default.
+    /// How long a connection may take, the log-in included, and for how long [`connect`](RedlockBuilder::connect)
+    /// waits for a majority: 2 s by default, above zero and at most an hour. A node may have a bound of its own
+    /// (`NodeConfig::connect_timeout`); then the longest is waited for.
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.connect_timeout = connect_timeout;
         self
@@ -273,6 +317,19 @@ impl RedlockBuilder {
     /// # Errors
     ///
     /// [`ConnectError::Settings`] before any IO; [`ConnectError::NoRuntime`] outside of a tokio runtime.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use redlock_quorum::{AcquireError, Redlock};
+    ///
+    /// // Nobody listens there, which is found out when the nodes are asked.
+    /// let redlock = Redlock::builder().nodes(["127.0.0.1:1"]).connect_lazy()?;
+    /// let asked = redlock.mutex("invoices/42").try_acquire().await;
+    /// assert!(matches!(asked, Err(AcquireError::NoQuorum(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn connect_lazy(self) -> Result<Redlock, ConnectError> {
         Ok(self.start()?.0)
     }
@@ -300,14 +357,15 @@ impl RedlockBuilder {
                 let targets = Target::all(configs)?;
                 let names: Arc<[Arc<str>]> = targets.iter().map(|target| target.name().into()).collect();
                 let terms = self.wishes.check(&names)?;
-                let connect = check_connect_timeout(self.connect_timeout)?;
-                let timeouts = Timeouts { connect, node: terms.node_timeout };
+                check_connect_timeout(self.connect_timeout, format_args!(""))?;
+                let timeouts = Timeouts { connect: self.connect_timeout, node: terms.node_timeout };
                 warn_if_even(targets.len());
                 let admission =
                     |trusted| Admission::new(self.restart_protection, terms.max_ttl, terms.drift, trusted);
+                // A little more than the slowest attempt takes, so that its reason is known.
+                let slowest = targets.iter().map(|target| timeouts.at(target).connect).max();
+                let patience = slowest.unwrap_or_default() + timeouts.node;
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts, admission);
-                // A little more than an attempt takes, so that its reason is known.
-                let patience = timeouts.connect + timeouts.node;
                 let reached = Reached { states, names, patience, grace: timeouts.node };
                 let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
                 let doors = open_doors(&runtime()?, nodes.into(), clock, entropy);
@@ -410,14 +468,14 @@ fn start_all(
 ) -> (Vec<Arc<dyn Node>>, Vec<watch::Receiver<State>>) {
     let identities = Arc::new(Identities::default());
     let start = |target: Target| {
-        let admission = admission(target.trusts_disk());
+        let (admission, timeouts) = (admission(target.trusts_disk()), timeouts.at(&target));
         RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone(), admission)
     };
     targets.into_iter().map(start).unzip()
 }
 
 /// The doors of a new deployment, and the keeper of its held locks.
-fn open_doors(
+pub(crate) fn open_doors(
     runtime: &Handle,
     nodes: Box<[Arc<dyn Node>]>,
     clock: Arc<dyn Clock>,
@@ -426,16 +484,6 @@ fn open_doors(
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
     Doors { nodes, clock, entropy, keeper }
-}
-
-#[cfg(feature = "redis")]
-fn check_connect_timeout(timeout: Duration) -> Result<Duration, SettingsError> {
-    const LONGEST: Duration = Duration::from_secs(3600);
-    if timeout.is_zero() || timeout > LONGEST {
-        let bound = format_args!("above zero and at most {LONGEST:?}");
-        return Err(SettingsError::new("connect_timeout", timeout, bound));
-    }
-    Ok(timeout)
 }
 
 #[cfg(feature = "redis")]

@@ -28,22 +28,26 @@ impl Clock for SystemClock {
         Instant::from_nanos(nanos_since_boot())
     }
 
-    /// The runtime's timers stand still during a suspend. Waking once a second bounds how late the end is noticed after it.
     fn sleep_until(&self, moment: Instant) -> Sleep {
-        const LOOK_AGAIN: Duration = Duration::from_secs(1);
         let clock = *self;
-        Box::pin(async move {
-            if moment == Instant::NEVER {
-                std::future::pending::<()>().await;
-            }
-            loop {
-                let left = moment.since(clock.now());
-                if left.is_zero() {
-                    return;
-                }
-                tokio::time::sleep(left.min(LOOK_AGAIN)).await;
-            }
-        })
+        Box::pin(look_again_until(moment, move || clock.now()))
+    }
+}
+
+/// Waits for a moment of a clock that goes on during a suspend, by the runtime's timers, which stand still: to look again
+/// once a second bounds how late the moment is noticed after it.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+async fn look_again_until(moment: Instant, now: impl Fn() -> Instant) {
+    const LOOK_AGAIN: Duration = Duration::from_secs(1);
+    if moment == Instant::NEVER {
+        std::future::pending::<()>().await;
+    }
+    loop {
+        let left = moment.since(now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LOOK_AGAIN)).await;
     }
 }
 
@@ -106,6 +110,39 @@ impl Clock for RuntimeClock {
     }
 }
 
+/// A clock for tests that goes on while the runtime's timers stand still, as the machine's does during a suspend.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) struct SuspendableClock {
+    awake: RuntimeClock,
+    slept_nanos: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[cfg(test)]
+impl SuspendableClock {
+    pub(crate) fn new() -> Self {
+        SuspendableClock { awake: RuntimeClock::new(), slept_nanos: std::sync::Arc::default() }
+    }
+
+    /// The machine sleeps for so long.
+    pub(crate) fn suspend(&self, length: Duration) {
+        let nanos = u64::try_from(length.as_nanos()).expect("short");
+        self.slept_nanos.fetch_add(nanos, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+impl Clock for SuspendableClock {
+    fn now(&self) -> Instant {
+        self.awake.now() + Duration::from_nanos(self.slept_nanos.load(std::sync::atomic::Ordering::SeqCst))
+    }
+
+    fn sleep_until(&self, moment: Instant) -> Sleep {
+        let clock = self.clone();
+        Box::pin(look_again_until(moment, move || clock.now()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,5 +164,55 @@ mod tests {
     #[tokio::test]
     async fn a_moment_that_has_passed_is_not_waited_for() {
         SystemClock.sleep_until(Instant::from_nanos(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_that_passed_in_a_suspend_is_noticed_within_a_second() {
+        let clock = SuspendableClock::new();
+        let begun = tokio::time::Instant::now();
+        let waiting = tokio::spawn(clock.sleep_until(clock.now() + Duration::from_secs(3_600)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        clock.suspend(Duration::from_secs(7_200));
+        waiting.await.expect("no panic");
+        assert!(begun.elapsed() <= Duration::from_secs(1), "noticed after {:?}", begun.elapsed());
+    }
+
+    /// A machine that never slept has two clocks that agree, so it is asked in a child process for which the one that counts
+    /// suspend is a day ahead.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_system_clock_counts_suspend() {
+        use rustix::time::{ClockId, clock_gettime};
+        use std::process::Command;
+
+        const INSIDE: &str = "REDLOCK_TEST_A_DAY_AHEAD";
+        const A_DAY: u64 = 86_400;
+        let seconds = |id| u64::try_from(clock_gettime(id).tv_sec).expect("after the boot");
+        if std::env::var_os(INSIDE).is_some() {
+            assert!(seconds(ClockId::Boottime) >= seconds(ClockId::Monotonic) + A_DAY, "not a day ahead");
+            let earlier = Instant::from_nanos(seconds(ClockId::Boottime) * 1_000_000_000);
+            let ahead = SystemClock.now().since(earlier);
+            assert!(SystemClock.now() >= earlier && ahead < Duration::from_secs(60), "ahead by {ahead:?}");
+            return;
+        }
+        let a_day_ahead = || {
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", "--time", "--boottime", &A_DAY.to_string()]);
+            command
+        };
+        match a_day_ahead().arg("true").output() {
+            Ok(done) if done.status.success() => {}
+            Ok(done) => {
+                let reason = String::from_utf8_lossy(&done.stderr);
+                return println!("skipped: no time namespace here: {}", reason.trim());
+            }
+            Err(error) => return println!("skipped: unshare does not run here: {error}"),
+        }
+        let name = "clock::tests::the_system_clock_counts_suspend";
+        let this_test = std::env::current_exe().expect("this test");
+        let child = a_day_ahead().arg(this_test).args([name, "--exact"]).env(INSIDE, "1").output();
+        let child = child.expect("unshare ran before");
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
     }
 }

@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -14,7 +15,7 @@ use tokio::sync::futures::Notified;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::keeper::Keeper;
-use crate::node::{Listener, Node, Reply};
+use crate::node::{Listener, Node, Reply, Watcher};
 use crate::protocol::claim::{Action, Claim, Event, ExtensionFailure, Failure, Notice, Phase, Ticket};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex};
 use crate::protocol::release::ReleaseOutcome;
@@ -64,7 +65,19 @@ struct Stage {
     place: Option<Place>,
     /// When the keeper wakes this claim; `None` while its caller does.
     kept: Option<Instant>,
+    watching: Watching,
 }
+
+/// Whether the nodes were asked to tell when somebody else changes the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watching {
+    No,
+    /// When the lock has been held for a little: one that is held for a moment is not worth the question.
+    At(Instant),
+    Yes,
+}
+
+const WATCH_AFTER: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct Results {
@@ -85,7 +98,13 @@ impl Live {
             valid_until: AtomicU64::new(0),
             wake_at: AtomicU64::new(0),
             ended: AtomicBool::new(false),
-            stage: Mutex::new(Stage { claim, actions: Vec::new(), place: Some(place), kept: None }),
+            stage: Mutex::new(Stage {
+                claim,
+                actions: Vec::new(),
+                place: Some(place),
+                kept: None,
+                watching: Watching::No,
+            }),
             results: Mutex::default(),
             told: Notify::new(),
             tickets: AtomicU64::new(0),
@@ -188,8 +207,9 @@ impl Live {
         if phase == Phase::Over || (phase == Phase::Lost && valid_until.is_none_or(|end| now >= end)) {
             stage.place = None;
         }
+        self.watch(stage, now);
         if let Some(kept) = stage.kept {
-            stage.kept = (phase != Phase::Over).then_some(wake_at);
+            stage.kept = (phase != Phase::Over).then_some(stage.due());
             self.doors.keeper.reschedule(self, Some(kept), stage.kept);
         }
         let just_ended = phase >= Phase::Lost && !self.ended.swap(true, Ordering::AcqRel);
@@ -199,12 +219,30 @@ impl Live {
     /// From now on the keeper wakes this claim: it renews it, and notices its end.
     fn keep(self: &Arc<Self>) {
         self.on_stage(|stage| {
-            let wake_at = stage.claim.wake_at();
             if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
-                self.doors.keeper.reschedule(self, None, Some(wake_at));
-                stage.kept = Some(wake_at);
+                stage.watching = Watching::At(self.now() + WATCH_AFTER);
+                stage.kept = Some(stage.due());
+                self.doors.keeper.reschedule(self, None, stage.kept);
             }
         });
+    }
+
+    /// Asks the nodes to tell of changes when it is time, and not to when nothing is held any more.
+    fn watch(self: &Arc<Self>, stage: &mut Stage, now: Instant) {
+        let watcher = || -> Weak<dyn Watcher> { Arc::<Live>::downgrade(self) };
+        match (stage.claim.phase(), stage.watching) {
+            (Phase::Held, Watching::At(due)) if now >= due => {
+                stage.watching = Watching::Yes;
+                let value = stage.claim.value().expect("a claim that holds has a value");
+                self.doors.nodes.iter().for_each(|node| node.watch(&self.key, value, watcher()));
+            }
+            (Phase::Held | Phase::Claiming, _) | (_, Watching::No) => {}
+            (Phase::Lost | Phase::Over, Watching::At(_)) => stage.watching = Watching::No,
+            (Phase::Lost | Phase::Over, Watching::Yes) => {
+                stage.watching = Watching::No;
+                self.doors.nodes.iter().for_each(|node| node.unwatch(&self.key, &watcher()));
+            }
+        }
     }
 
     pub(crate) fn key(&self) -> &Key {
@@ -255,6 +293,22 @@ impl Live {
                 }
             }
         }
+    }
+}
+
+impl Stage {
+    /// When the keeper has to wake the claim.
+    fn due(&self) -> Instant {
+        match self.watching {
+            Watching::At(due) => due.min(self.claim.wake_at()),
+            Watching::No | Watching::Yes => self.claim.wake_at(),
+        }
+    }
+}
+
+impl Watcher for Live {
+    fn changed(self: Arc<Self>) {
+        self.feed(Event::Verify);
     }
 }
 

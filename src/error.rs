@@ -8,6 +8,25 @@ use crate::protocol::report::Report;
 pub use crate::protocol::settings::SettingsError;
 
 /// Why a lock was not acquired. In every case nothing is held, and what was set on the way is rolled back.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{AcquireError, MemoryNodes};
+///
+/// let nodes = MemoryNodes::new(3);
+/// nodes.hold("invoices/42", Duration::from_secs(60));
+/// let mutex = nodes.redlock().mutex("invoices/42").wait(Duration::from_millis(50));
+/// match mutex.acquire().await {
+///     Ok(guard) => drop(guard),
+///     Err(AcquireError::Held(held)) => println!("try later: {held}"),
+///     Err(error @ (AcquireError::NoQuorum(_) | AcquireError::TooLate(_))) => println!("{error:#}"),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcquireError {

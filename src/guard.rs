@@ -22,6 +22,23 @@ use crate::protocol::time::Instant;
 /// nothing may be left to send it: end in [`release`](Guard::release) or [`shutdown`](crate::Redlock::shutdown). Otherwise the
 /// lock ends with its ttl. So it does in a process that forgets the guard (`mem::forget`) *and* ends; while it lives, a
 /// forgotten guard is renewed unless [`hold_at_most`](crate::Mutex::hold_at_most) bounds it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::MemoryNodes;
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let guard = redlock.mutex("invoices/42").ttl(Duration::from_secs(10)).acquire().await?;
+/// assert!(guard.is_valid());
+/// assert!(guard.remaining() <= Duration::from_millis(9_898)); // less what clocks may differ by
+/// assert_eq!(guard.votes().majority(), 2);
+/// println!("{:#}", guard.last_answers()); // a line for each node
+/// drop(guard); // released, not awaited
+/// # Ok(())
+/// # }
+/// ```
 #[doc(alias = "Lock")]
 #[doc(alias = "LockGuard")]
 #[doc(alias = "IDistributedSynchronizationHandle")]
@@ -72,14 +89,15 @@ impl Guard {
         within(&self.live, needed)
     }
 
-    /// A new lease of length `ttl` from now; never shorter than the one that stands, and never beyond
-    /// [`hold_at_most`](crate::Mutex::hold_at_most). Renewals go on as before.
+    /// A new lease of length `ttl` from now, rounded down to whole milliseconds; never shorter than the one that
+    /// stands, and never beyond [`hold_at_most`](crate::Mutex::hold_at_most). Renewals go on as before.
     ///
     /// # Errors
     ///
-    /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`] and
-    /// [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Capped`] if nothing can be added; [`ExtendError::Settings`] if `ttl` is above the `max_ttl` or not above
-    /// drift plus margin.
+    /// Each leaves the old lease as it is. [`ExtendError::NoQuorum`] if too few nodes answered; [`ExtendError::Lost`]
+    /// and [`ExtendError::TooLate`] if the lock is gone; [`ExtendError::Capped`] if nothing can be added;
+    /// [`ExtendError::Settings`] if `ttl` is above the [`max_ttl`](crate::RedlockBuilder::max_ttl) or not above drift
+    /// plus margin.
     ///
     /// # Cancel safety
     ///
@@ -211,6 +229,29 @@ impl fmt::Debug for Guard {
 }
 
 /// A view of a [`Guard`]: can be cloned and sent, does not hold the lock, and goes on to answer after the guard is gone.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{MemoryNodes, Watch};
+///
+/// async fn step(watch: Watch) -> Result<(), redlock_quorum::WithinError> {
+///     watch.check()?; // between two steps: is it still ours?
+///     watch.within(Duration::from_millis(500))?; // before a call with that timeout
+///     Ok(())
+/// }
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let guard = redlock.mutex("invoices/42").acquire().await?;
+/// let watch = guard.watch();
+/// tokio::spawn(step(watch.clone())).await??;
+/// guard.release().await.ok()?;
+/// watch.lost().await; // released is over, too
+/// assert!(!watch.is_valid() && watch.remaining().is_zero());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Watch {
     live: Arc<Live>,
@@ -286,7 +327,23 @@ async fn ended(live: &Live, margin: Duration) {
     }
 }
 
-/// What became of a lock that was released.
+/// What became of a lock that was released. `{}` prints one line, `{:#}` a line for each node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use redlock_quorum::{MemoryNodes, ReleaseOutcome};
+///
+/// let nodes = MemoryNodes::new(3);
+/// let redlock = nodes.redlock();
+/// let guard = redlock.mutex("invoices/42").acquire().await?;
+/// nodes.lose("invoices/42"); // an operator deletes it
+/// let release = guard.release().await;
+/// assert_eq!(release.outcome, ReleaseOutcome::Expired);
+/// assert!(release.ok().is_err(), "it was not held until the end");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "the outcome says whether the lock was held until the end; `.ok()?` makes that an error"]
 pub struct Release {
@@ -316,5 +373,79 @@ impl Release {
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         with_report(f, &self.outcome.to_string(), Some(&self.report))
+    }
+}
+
+/// The machine sleeps while a lock is held: its clock goes on, and the runtime's timers stand still.
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+    use tokio::time::{Instant as Timer, sleep};
+
+    use super::*;
+    use crate::builder::open_doors;
+    use crate::clock::SuspendableClock;
+    use crate::memory::{MemoryDoors, MemoryNodes};
+    use crate::protocol::settings::Wishes;
+    use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    /// A client on a machine of its own; the nodes are elsewhere, and stay awake.
+    fn a_client_that_may_sleep(nodes: &MemoryNodes) -> (Redlock, SuspendableClock) {
+        let clock = SuspendableClock::new();
+        let (holder, MemoryDoors { nodes: connections, entropy, .. }) = nodes.connect(Some("laptop"));
+        let doors = open_doors(&Handle::current(), connections, Arc::new(clock.clone()), entropy);
+        let names = (0..nodes.len()).map(|node| node.to_string().into()).collect();
+        let wishes = Wishes { ttl: TTL, ..Wishes::default() };
+        let terms = wishes.check(&names).expect("settings that fit");
+        let core = Core::new(doors, wishes, terms, Some(TTL), holder, None);
+        (Redlock::open(core, DEFAULT_NAMESPACE), clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_longer_than_the_ttl_ends_the_lock_at_once() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        let watch = guard.watch();
+        clock.suspend(TTL);
+        // The keys stand, no timer has fired, and nobody was asked.
+        assert!((0..3).all(|node| nodes.keys(node) == ["redlock:a"]));
+        assert!(!guard.is_valid() && guard.remaining().is_zero() && watch.check().is_err());
+        assert!(guard.within(Duration::ZERO).is_err());
+        assert!(matches!(guard.extend(TTL).await, Err(ExtendError::Lost)), "it came back");
+        assert!(!guard.is_valid());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_is_told_within_a_second_after_the_suspend() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        let watch = guard.watch();
+        let told = tokio::spawn(async move {
+            watch.lost().await;
+            Timer::now()
+        });
+        sleep(Duration::from_millis(300)).await;
+        clock.suspend(TTL * 100);
+        let awake_since = Timer::now();
+        let told = told.await.expect("no panic");
+        assert!(told - awake_since <= Duration::from_secs(1), "told after {:?}", told - awake_since);
+        drop(guard);
+        nodes.assert_nothing_left();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_shorter_than_the_ttl_is_survived_and_renewed() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        let guard = redlock.mutex("a").acquire().await.expect("free");
+        sleep(Duration::from_millis(300)).await;
+        clock.suspend(TTL / 2);
+        assert!(guard.is_valid() && guard.remaining() < TTL / 2);
+        sleep(Duration::from_secs(1)).await;
+        assert!(guard.remaining() > TTL / 2, "not renewed after waking: {guard:?}");
     }
 }

@@ -12,6 +12,24 @@ use crate::protocol::settings::Terms;
 
 /// What the nodes showed of a resource at one moment: for [`inspect`](crate::Mutex::inspect) it may have changed since, for
 /// [`force_release`](crate::Mutex::force_release) it was so until then.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::MemoryNodes;
+///
+/// let nodes = MemoryNodes::new(3);
+/// let redlock = nodes.builder().holder("worker-7").connect().await?;
+/// let _guard = redlock.mutex("invoices/42").metadata("order 42").acquire().await?;
+/// let seen = nodes.redlock().mutex("invoices/42").inspect().await?;
+/// assert!(seen.by_majority());
+/// assert_eq!((seen.holder(), seen.metadata()), (Some("worker-7"), Some("order 42")));
+/// assert!(seen.expires_in() <= Some(Duration::from_secs(10)));
+/// println!("{seen:#}"); // a line for each node
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Inspection {
     value: Option<Value>,
@@ -55,7 +73,8 @@ impl Inspection {
         self.value.as_ref().map(Value::as_bytes)
     }
 
-    /// When a majority of nodes will be free if nobody extends. `None` without a holder, or if its keys never expire.
+    /// How long until a majority of nodes is free if nobody extends, by the clocks of the nodes. `None` without a
+    /// holder, or if its keys never expire.
     pub fn expires_in(&self) -> Option<Duration> {
         self.expires_in
     }

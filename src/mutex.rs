@@ -22,7 +22,30 @@ use crate::redlock::{Core, DEFAULT_WAIT};
 
 /// A lock on one resource, described: nothing is asked before a verb is awaited, and each use begins anew.
 ///
-/// Settings that were not given come from the [`Redlock`](crate::Redlock) that made it.
+/// Settings that were not given come from the [`Redlock`](crate::Redlock) that made it. They are checked when a verb
+/// is awaited: one that does not fit is an error that names the field, its value and the bound, and nothing is sent.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{Backoff, MemoryNodes, Renewal};
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let mutex = redlock
+///     .mutex("invoices/42")
+///     .ttl(Duration::from_secs(5))
+///     .wait(Duration::from_secs(2)) // or .wait_forever()
+///     .backoff(Backoff::exponential(Duration::from_millis(5), Duration::from_millis(200)).attempts(20))
+///     .renewal(Renewal::Every(Duration::from_secs(2)))
+///     .hold_at_least(Duration::from_millis(1))
+///     .hold_at_most(Duration::from_secs(60))
+///     .metadata("order 42");
+/// let guard = mutex.acquire().await?; // or just mutex.await?, which uses it up
+/// guard.release().await.ok()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Mutex {
     core: Arc<Core>,
@@ -48,8 +71,8 @@ impl Mutex {
         self
     }
 
-    /// How long the lock lives if its holder dies. In whole milliseconds; 10 s by default. While the guard lives it is
-    /// renewed, so this need not be as long as the work.
+    /// How long the lock lives if its holder dies. Rounded down to whole milliseconds; 10 s by default. While the
+    /// guard lives it is renewed, so this need not be as long as the work.
     ///
     /// Must be above drift plus margin, and at most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
     #[doc(alias = "KeyValidity")]
@@ -58,31 +81,36 @@ impl Mutex {
         self.wish(|wishes| wishes.ttl = ttl)
     }
 
-    /// For how long [`acquire`](Mutex::acquire) waits, the time in the local queue included. By default 30 s, not counting the
-    /// time in which only nodes were missing that do not vote yet after a restart.
+    /// For how long [`acquire`](Mutex::acquire) and [`run`](Mutex::run) wait, the time in the local queue included; above
+    /// zero. By default 30 s, not counting the time in which only nodes were missing that do not vote yet after a restart. When
+    /// it is over the last attempt is rolled back, and the error says why it had failed.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// Waits as long as it takes.
+    /// Waits as long as it takes. Bounded from outside, by `tokio::time::timeout` for example, nothing is left behind
+    /// either.
     pub fn wait_forever(self) -> Self {
         self.wait(Duration::MAX)
     }
 
-    /// How long to rest between attempts.
+    /// How long to rest between attempts, and after how many to give up: random rests of up to 10 ms at first, of up
+    /// to 1 s later, by default. A rest ends earlier where the holder's keys run out.
     #[doc(alias = "RetryStrategy")]
     #[doc(alias = "retry")]
     pub fn backoff(self, backoff: Backoff) -> Self {
         self.wish(|wishes| wishes.backoff = backoff)
     }
 
-    /// When the held lock is extended by itself.
+    /// When the held lock is extended by itself: while the guard lives, when less than two thirds of the ttl remain,
+    /// by default.
     pub fn renewal(self, renewal: Renewal) -> Self {
         self.wish(|wishes| wishes.renewal = renewal)
     }
 
     /// Ends the hold this long after it was asked for, whatever is extended: against a holder that lives but hangs.
+    /// Above the [margin](crate::RedlockBuilder::margin); without it, a hold of ten minutes is logged as a warning.
     pub fn hold_at_most(self, bound: Duration) -> Self {
         self.wish(|wishes| wishes.hold_at_most = bound)
     }
@@ -109,6 +137,7 @@ impl Mutex {
     }
 
     /// A text that is stored beside the holder while the lock is held, for those who [inspect](Mutex::inspect) it.
+    /// Together with the [holder](crate::RedlockBuilder::holder) at most 512 bytes.
     pub fn metadata(mut self, metadata: impl Into<String>) -> Self {
         self.metadata = Some(metadata.into());
         self.request = OnceLock::new();
@@ -286,7 +315,8 @@ impl Mutex {
     }
 
     /// Deletes the lock on all nodes, whoever holds it, and says whose it was: an operator's act, for a holder that is known
-    /// to be gone or hung. A holder that lives learns of it at its next renewal at the latest; until then two may act.
+    /// to be gone or hung. A holder that lives learns of it in milliseconds where the servers tell about changed keys, and at its
+    /// next renewal elsewhere; until then two may act.
     ///
     /// # Errors
     ///

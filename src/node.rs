@@ -2,10 +2,10 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::protocol::command::{Answer, Command, NodeIndex, Unknown};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Unknown, Value};
 use crate::protocol::round::RoundId;
 
 pub(crate) mod memory;
@@ -23,6 +23,13 @@ pub trait Node: Send + Sync + 'static {
     /// Hands over a command. Never blocks and never fails: what goes wrong is an [`Answer::Unknown`] to the reply, which
     /// may come before this returns.
     fn submit(&self, command: Command, reply: Reply);
+
+    /// From now on the watcher is told when somebody else changes the key so that `value` may not stand there any more: soon,
+    /// where the node can tell such things, and never where it cannot. Never blocks.
+    fn watch(&self, _key: &Key, _value: &Value, _watcher: Weak<dyn Watcher>) {}
+
+    /// Ends that.
+    fn unwatch(&self, _key: &Key, _watcher: &Weak<dyn Watcher>) {}
 
     /// What can be found out about the node besides its answers, for people; `None` if there is nothing. Ends within the node
     /// timeout.
@@ -77,6 +84,13 @@ pub struct ServerInfo {
     pub has_memory_limit: bool,
     /// How many replicas follow it.
     pub replicas: u64,
+}
+
+/// Who wants to know when a key is changed.
+pub trait Watcher: Send + Sync + 'static {
+    /// Somebody else changed it, or may have. Called from any thread, and must not block.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    fn changed(self: Arc<Self>);
 }
 
 /// Where the answers to a round are heard.

@@ -27,6 +27,19 @@ pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// Locks over one set of independent nodes. A clone is the same client: it shares connections and local queues.
 ///
 /// See [`builder`](Redlock::builder) for a set of Redis nodes and [`MemoryNodes`](crate::MemoryNodes) for nodes in memory.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use redlock_quorum::{MemoryNodes, Redlock};
+///
+/// let redlock: Redlock = MemoryNodes::new(3).redlock();
+/// let in_a_task = redlock.clone();
+/// let _guard = redlock.mutex("invoices/42").acquire().await?;
+/// assert!(in_a_task.mutex("invoices/42").try_acquire().await?.is_none(), "it is the same client");
+/// # Ok(())
+/// # }
+/// ```
 #[doc(alias = "LockManager")]
 #[doc(alias = "Locker")]
 #[derive(Clone)]
@@ -88,7 +101,7 @@ impl Core {
 }
 
 impl Redlock {
-    /// Starts a description of nodes and settings.
+    /// Starts a description of nodes and settings: see [`RedlockBuilder`].
     pub fn builder() -> RedlockBuilder {
         RedlockBuilder::new()
     }
@@ -106,6 +119,13 @@ impl Redlock {
     /// # Errors
     ///
     /// [`ConnectError::Settings`] if a variable is missing or refused; [`ConnectError::NoRuntime`] outside of tokio.
+    ///
+    /// ```
+    /// use redlock_quorum::{ConnectError, Redlock};
+    ///
+    /// // REDLOCK_NODES=10.0.0.1,10.0.0.2,10.0.0.3 is not set here.
+    /// assert!(matches!(Redlock::from_env(), Err(ConnectError::Settings(_))));
+    /// ```
     #[cfg(feature = "redis")]
     pub fn from_env() -> Result<Redlock, ConnectError> {
         RedlockBuilder::from_env()?.connect_lazy()
@@ -131,7 +151,8 @@ impl Redlock {
         Redlock { core: self.core.clone(), namespace: namespace.as_ref().into() }
     }
 
-    /// Describes a lock on `resource`: any bytes, 1 byte to 64 KiB, checked when the mutex is used.
+    /// Describes a lock on `resource`: any bytes, 1 byte to 64 KiB, checked when the mutex is used. Nothing is sent: see
+    /// [`Mutex`].
     pub fn mutex(&self, resource: impl AsRef<[u8]>) -> Mutex {
         Mutex::new(self.core.clone(), self.namespace.clone(), resource.as_ref())
     }

@@ -2,15 +2,15 @@
 
 #![cfg(all(feature = "redis", unix))]
 
-mod servers;
+mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::future::join_all;
+use harness::{Cluster, PROMPT, Server, over, until};
 use redlock_quorum::{
     AcquireError, ConnectError, Guard, NodeConfig, Redlock, RedlockBuilder, ReleaseOutcome,
 };
-
-use servers::{PATIENCE, Server, eventually, fresh, nothing_is_left};
 
 /// So long that nothing in these tests ends by itself.
 const TTL: Duration = Duration::from_secs(100);
@@ -26,23 +26,24 @@ fn documented_line() -> String {
 }
 
 /// Three servers, each with the documented user, whose password is `first-secret`.
-fn three_servers() -> Vec<Server> {
-    let servers: Vec<_> = (0..3).map(|_| Server::plain()).collect();
-    on_all(&servers, &documented_line().replace(">PASSWORD", ">first-secret"));
-    servers
+async fn three_servers() -> Cluster {
+    with_the_user(3, &documented_line()).await
 }
 
-fn on_all(servers: &[Server], command: &str) {
-    servers.iter().for_each(|server| {
-        server.ask(command);
-    });
+async fn with_the_user(nodes: usize, line: &str) -> Cluster {
+    let cluster = Cluster::start(nodes).await;
+    on_all(&cluster, &line.replace(">PASSWORD", ">first-secret")).await;
+    cluster
 }
 
-fn as_locks(servers: &[Server]) -> RedlockBuilder {
-    let node = |server: &Server| {
-        NodeConfig::new(format!("127.0.0.1:{}", server.port())).username("locks").password("first-secret")
-    };
-    fresh(servers.iter().map(node)).node_timeout(NODE_TIMEOUT).ttl(TTL)
+async fn on_all(cluster: &Cluster, line: &str) {
+    join_all(cluster.servers.iter().map(|server| server.type_in::<redis::Value>(line))).await;
+}
+
+fn as_locks(cluster: &Cluster) -> RedlockBuilder {
+    let node = |address| NodeConfig::new(address).username("locks").password("first-secret");
+    let nodes = cluster.addresses().into_iter().map(node);
+    over(nodes).node_timeout(NODE_TIMEOUT).ttl(TTL)
 }
 
 /// What each node said, in words.
@@ -61,23 +62,23 @@ fn reasons(error: &ConnectError) -> Vec<String> {
 }
 
 /// Everything that a lock can do: acquire, exclude, inspect, extend, heal, renew, release.
-async fn a_whole_life(redlock: &Redlock, servers: &[Server]) {
+async fn a_whole_life(redlock: &Redlock, cluster: &Cluster) {
     let mutex = redlock.mutex("a").metadata("here");
     let guard = mutex.acquire().await.expect("a free lock");
-    eventually("the key is everywhere", || servers.iter().all(|server| server.has("redlock:a"))).await;
+    until("the key is everywhere", async || cluster.ours().await.len() == 3).await;
 
     let seen = mutex.inspect().await.expect("rights to look");
     assert!(seen.by_majority());
     assert_eq!(seen.metadata(), Some("here"));
 
     guard.extend(TTL).await.expect("extended");
-    servers[1].ask("DEL redlock:a");
-    healed(&guard, &servers[1]).await;
+    cluster.servers[1].delete("redlock:a").await;
+    healed(&guard, &cluster.servers[1]).await;
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Released);
 
     let renewed = redlock.mutex("b").ttl(Duration::from_millis(1500)).acquire().await.expect("a free lock");
     let mut least = renewed.remaining();
-    eventually("renewed by itself", || {
+    until("renewed by itself", async || {
         let now = renewed.remaining();
         least = least.min(now);
         now > least
@@ -85,22 +86,22 @@ async fn a_whole_life(redlock: &Redlock, servers: &[Server]) {
     .await;
     assert!(renewed.is_valid());
     drop(renewed);
-    nothing_is_left(servers).await;
+    cluster.assert_nothing_left().await;
 }
 
 /// Extends until the node has the key again: the first extension finds it missing.
 async fn healed(guard: &Guard, server: &Server) {
     guard.extend(TTL).await.expect("extended by the others");
-    eventually("healed", || server.has("redlock:a")).await;
+    until("healed", async || server.value("redlock:a").await.is_some()).await;
 }
 
 #[tokio::test]
 async fn the_documented_rights_are_enough() {
-    let servers = three_servers();
-    let redlock = as_locks(&servers).connect().await.expect("a majority");
-    a_whole_life(&redlock, &servers).await;
-    for server in &servers {
-        let redis::Value::Array(refused) = server.ask("ACL LOG") else { panic!("a list") };
+    let cluster = three_servers().await;
+    let redlock = as_locks(&cluster).connect().await.expect("a majority");
+    a_whole_life(&redlock, &cluster).await;
+    for server in &cluster.servers {
+        let refused: Vec<redis::Value> = server.type_in("ACL LOG").await;
         // What newer servers are told about the client's library is not needed.
         let refused: Vec<_> = refused.iter().map(|entry| format!("{entry:?}")).collect();
         assert!(refused.iter().all(|entry| entry.contains("client|setinfo")), "{refused:?}");
@@ -109,23 +110,30 @@ async fn the_documented_rights_are_enough() {
 
 #[tokio::test]
 async fn a_server_that_forgot_the_scripts_gets_them_again() {
-    let servers = three_servers();
-    let redlock = as_locks(&servers).connect().await.expect("a majority");
-    on_all(&servers, "SCRIPT FLUSH");
+    let cluster = three_servers().await;
+    let redlock = as_locks(&cluster).connect().await.expect("a majority");
+    on_all(&cluster, "SCRIPT FLUSH").await;
     let guard = redlock.mutex("a").acquire().await.expect("a free lock");
     guard.extend(TTL).await.expect("extended");
-    on_all(&servers, "SCRIPT FLUSH");
+    on_all(&cluster, "SCRIPT FLUSH").await;
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Released);
-    nothing_is_left(&servers).await;
+    cluster.assert_nothing_left().await;
 }
 
 #[tokio::test]
 async fn eval_alone_is_enough() {
-    for fewer in ["-script|load", "-info", "-script|load -info", "-script|load -evalsha -info"] {
-        let servers = three_servers();
-        on_all(&servers, &format!("ACL SETUSER locks {fewer}"));
-        let redlock = as_locks(&servers).connect().await.expect(fewer);
-        a_whole_life(&redlock, &servers).await;
+    for fewer in [
+        "-script|load",
+        "-info",
+        "-client|tracking",
+        "-client|caching",
+        "-script|load -info -client|tracking -client|caching",
+        "-script|load -evalsha -info",
+    ] {
+        let cluster = three_servers().await;
+        on_all(&cluster, &format!("ACL SETUSER locks {fewer}")).await;
+        let redlock = as_locks(&cluster).connect().await.expect(fewer);
+        a_whole_life(&redlock, &cluster).await;
     }
 }
 
@@ -139,12 +147,8 @@ async fn each_documented_right_is_needed() {
         ("+del", "release"),
     ] {
         assert!(documented_line().contains(&format!(" {right} ")), "{right}");
-        let servers = [Server::plain()];
-        on_all(
-            &servers,
-            &documented_line().replace(">PASSWORD", ">first-secret").replace(&format!(" {right} "), " "),
-        );
-        let redlock = as_locks(&servers).connect().await.expect("a majority");
+        let cluster = with_the_user(1, &documented_line().replace(&format!(" {right} "), " ")).await;
+        let redlock = as_locks(&cluster).connect().await.expect("a majority");
         let missed = match redlock.mutex("a").ttl(TTL / 2).wait(Duration::from_millis(50)).acquire().await {
             Err(error) => {
                 assert!(words(&error)[0].starts_with("refused (NOPERM"), "{error:#}");
@@ -169,8 +173,8 @@ async fn each_documented_right_is_needed() {
 
 #[tokio::test]
 async fn keys_outside_of_the_pattern_are_refused_with_the_reason() {
-    let servers = three_servers();
-    let redlock = as_locks(&servers).connect().await.expect("a majority");
+    let cluster = three_servers().await;
+    let redlock = as_locks(&cluster).connect().await.expect("a majority");
     let elsewhere = redlock.namespace("elsewhere");
     let error = elsewhere.mutex("a").wait(Duration::from_millis(50)).acquire().await.expect_err("no right");
     assert!(matches!(error, AcquireError::NoQuorum(_)), "{error:#}");
@@ -182,12 +186,12 @@ async fn keys_outside_of_the_pattern_are_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_wrong_login_is_told_node_by_node_and_never_shown() {
-    let servers = three_servers();
+    let cluster = three_servers().await;
     let with = |login: &str| {
-        let addresses = servers.iter().map(|server| format!("redis://{login}127.0.0.1:{}", server.port()));
-        fresh(addresses.collect::<Vec<_>>())
+        let nodes = cluster.addresses();
+        over(nodes.into_iter().map(|address| format!("redis://{login}{address}")))
     };
-    on_all(&servers, "ACL SETUSER default resetpass >default-secret");
+    on_all(&cluster, "ACL SETUSER default resetpass >default-secret").await;
     for (login, reason) in [
         ("locks:wrong-secret@", "WRONGPASS"),
         ("nobody:first-secret@", "WRONGPASS"),
@@ -200,10 +204,7 @@ async fn a_wrong_login_is_told_node_by_node_and_never_shown() {
         assert!(reasons.iter().filter(|said| said.contains(reason)).count() >= 2, "{login}: {reasons:?}");
         let shown = format!("{error} {error:#} {error:?} {:?}", with(login));
         assert!(!shown.contains("secret"), "{shown}");
-        assert!(
-            servers.iter().all(|server| shown.contains(&format!("127.0.0.1:{}", server.port()))),
-            "{shown}"
-        );
+        assert!(cluster.addresses().iter().all(|address| shown.contains(address)), "{shown}");
     }
     with("locks:first-secret@").connect().await.expect("the right password");
     with(":default-secret@").connect().await.expect("the right password of the default user");
@@ -211,23 +212,23 @@ async fn a_wrong_login_is_told_node_by_node_and_never_shown() {
 
 /// Tries until a lock is acquired: nodes come back by themselves.
 async fn acquired_in_the_end(redlock: &Redlock) -> Guard {
-    let mutex = redlock.mutex("again").wait(PATIENCE);
+    let mutex = redlock.mutex("again").wait(PROMPT * 2);
     mutex.acquire().await.unwrap_or_else(|error| panic!("the nodes did not come back: {error:#}"))
 }
 
 #[tokio::test]
 async fn a_rotated_password_takes_the_nodes_down_until_it_is_rotated_back() {
-    let servers = three_servers();
-    let redlock = as_locks(&servers).connect().await.expect("a majority");
+    let cluster = three_servers().await;
+    let redlock = as_locks(&cluster).connect().await.expect("a majority");
     let guard =
         redlock.mutex("a").hold_at_most(Duration::from_secs(600)).ttl(TTL).acquire().await.expect("free");
 
-    on_all(&servers, "ACL SETUSER locks resetpass >second-secret");
+    on_all(&cluster, "ACL SETUSER locks resetpass >second-secret").await;
     guard.extend(TTL).await.expect("connections that stand are not ended");
-    on_all(&servers, "CLIENT KILL USER locks");
+    on_all(&cluster, "CLIENT KILL USER locks").await;
     let mut last = None;
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while std::time::Instant::now() < deadline {
+    let begun = Instant::now();
+    while begun.elapsed() < PROMPT {
         match redlock.mutex("b").wait(Duration::from_millis(1)).acquire().await {
             Ok(guard) => drop(guard),
             Err(error) => {
@@ -242,40 +243,39 @@ async fn a_rotated_password_takes_the_nodes_down_until_it_is_rotated_back() {
     }
     let error = last.expect("the nodes are down");
     assert!(words(&error).iter().all(|said| said.starts_with("not connected")), "{error:#}");
-    let error = as_locks(&servers).connect().await.expect_err("refused");
+    let error = as_locks(&cluster).connect().await.expect_err("refused");
     assert!(reasons(&error).iter().filter(|said| said.contains("WRONGPASS")).count() >= 2, "{error:#}");
 
     // Released while nobody can be asked: the releases are owed.
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Unknown);
-    on_all(&servers, "ACL SETUSER locks resetpass >first-secret");
+    on_all(&cluster, "ACL SETUSER locks resetpass >first-secret").await;
     let guard = acquired_in_the_end(&redlock).await;
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Released);
-    nothing_is_left(&servers).await;
+    cluster.assert_nothing_left().await;
 }
 
 #[tokio::test]
 async fn what_is_owed_is_released_without_the_right_to_load_scripts_too() {
-    let servers = [Server::plain()];
-    on_all(&servers, &documented_line().replace(">PASSWORD", ">first-secret"));
-    on_all(&servers, "ACL SETUSER locks -script|load -evalsha");
-    let redlock = as_locks(&servers).connect().await.expect("a majority");
+    let cluster = with_the_user(1, &documented_line()).await;
+    on_all(&cluster, "ACL SETUSER locks -script|load -evalsha").await;
+    let redlock = as_locks(&cluster).connect().await.expect("a majority");
     let guard = redlock.mutex("a").acquire().await.expect("free");
-    on_all(&servers, "ACL SETUSER locks resetpass >second-secret");
-    on_all(&servers, "CLIENT KILL USER locks");
+    on_all(&cluster, "ACL SETUSER locks resetpass >second-secret").await;
+    on_all(&cluster, "CLIENT KILL USER locks").await;
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Unknown);
-    assert!(servers[0].has("redlock:a"));
-    on_all(&servers, "ACL SETUSER locks resetpass >first-secret");
-    nothing_is_left(&servers).await;
+    assert!(cluster.servers[0].value("redlock:a").await.is_some());
+    on_all(&cluster, "ACL SETUSER locks resetpass >first-secret").await;
+    cluster.assert_nothing_left().await;
 }
 
 #[tokio::test]
 async fn unix_sockets_are_nodes_too() {
-    let servers = three_servers();
+    let cluster = three_servers().await;
     for login in ["", "?user=locks&pass=first-secret"] {
-        let addresses =
-            servers.iter().map(|server| format!("redis+unix://{}{login}", server.socket().display()));
+        let addresses = cluster.servers.iter().map(Server::socket);
+        let addresses = addresses.map(|socket| format!("redis+unix://{}{login}", socket.display()));
         let redlock =
-            fresh(addresses).ttl(TTL).node_timeout(NODE_TIMEOUT).connect().await.expect("a majority");
-        a_whole_life(&redlock, &servers).await;
+            over(addresses).ttl(TTL).node_timeout(NODE_TIMEOUT).connect().await.expect("a majority");
+        a_whole_life(&redlock, &cluster).await;
     }
 }

@@ -339,7 +339,9 @@ async fn a_wrong_password_is_a_reason_that_does_not_repeat_it() {
         }
     }
     let right = cluster.addresses().into_iter().map(|address| NodeConfig::new(address).password("right"));
-    let redlock = promptly(harness::over(right).connect()).await.expect("the right password");
+    // Not the default, which a busy machine may exceed.
+    let right = harness::over(right).node_timeout(SECOND);
+    let redlock = promptly(right.connect()).await.expect("the right password");
     assert_eq!(released(acquired(redlock.mutex("job")).await).await, ReleaseOutcome::Released);
 }
 
@@ -425,7 +427,12 @@ async fn what_is_owed_outlives_the_last_handle() {
 async fn many_owed_releases_are_worked_off_without_giving_up_a_healthy_connection() {
     let mut cluster = Cluster::start(3).await;
     let redlock = cluster.builder().connect().await.expect("all nodes are there");
-    let guards = join_all((0..5_000).map(|number| acquired(redlock.mutex(format!("{number}"))))).await;
+    // Not all at once: on a busy machine a node could not answer each within the node timeout.
+    let mut guards = Vec::new();
+    for hundred in 0..50 {
+        let numbers = hundred * 100..(hundred + 1) * 100;
+        guards.extend(join_all(numbers.map(|number| acquired(redlock.mutex(format!("{number}"))))).await);
+    }
     let connections = cluster.servers[1].info("stats", "total_connections_received").await;
     cluster.servers[0].kill();
     drop(guards);
@@ -452,4 +459,33 @@ async fn half_open_connections_are_replaced() {
         let _ = released(guard).await;
         works_again(&redlock, &cluster).await;
     }
+}
+
+/// The connections are accepted, and nothing is ever answered on them.
+#[tokio::test]
+async fn a_node_may_have_its_own_bound_on_connecting() {
+    const QUICKLY: Duration = Duration::from_millis(50);
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let cluster = Cluster::start(3).await;
+    let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
+    proxies.iter().for_each(|proxy| proxy.hold_replies(true));
+    let connecting = |all: Duration, each: Option<Duration>| {
+        let node = |proxy: &Proxy| match each {
+            Some(timeout) => NodeConfig::new(proxy.address()).connect_timeout(timeout),
+            None => NodeConfig::new(proxy.address()),
+        };
+        let builder = Redlock::builder().nodes(proxies.iter().map(node)).node_timeout(QUICKLY);
+        builder.connect_timeout(all).connect()
+    };
+    let patient = tokio::spawn(connecting(QUICKLY, Some(HOUR)));
+    // The last is refused later than the patient one would be if it were not waited for.
+    for impatient in [connecting(HOUR, Some(QUICKLY)), connecting(QUICKLY * 4, None)] {
+        for (node, reason) in refused(impatient).await {
+            assert_eq!(reason, "timed out while connecting", "{node}");
+        }
+    }
+    assert!(!patient.is_finished(), "it was given an hour");
+    proxies.iter().for_each(|proxy| proxy.hold_replies(false));
+    let redlock = promptly(patient).await.expect("no panic").expect("they answer at last");
+    works_again(&redlock, &cluster).await;
 }

@@ -104,6 +104,7 @@ impl Stage {
     fn perform(&mut self, words: &str) -> Vec<String> {
         let events = match words.split(' ').collect::<Vec<_>>()[..] {
             ["begin" | "tick"] => vec![Event::Tick],
+            ["changed"] => vec![Event::Verify],
             ["release"] => vec![Event::Release],
             ["extend", ttl] => {
                 self.tickets += 1;

@@ -626,6 +626,60 @@ async fn a_lock_that_its_caller_sees_too_late_is_given_back() {
     nodes.assert_nothing_left();
 }
 
+/// Each verb is polled once, and then kept from looking until the validity is over, though the nodes said yes in time.
+#[tokio::test(start_paused = true)]
+async fn every_verb_that_returns_too_late_says_so() {
+    async fn seen_late<T>(verb: impl Future<Output = T>) -> T {
+        let mut verb = std::pin::pin!(verb);
+        assert!(futures::poll!(&mut verb).is_pending());
+        sleep(ms(200)).await;
+        verb.await
+    }
+    let nodes = MemoryNodes::new(3);
+    (0..3).for_each(|node| nodes.delay(node, ms(1)));
+    let redlock = nodes.redlock();
+    let mutex = redlock.mutex("a").ttl(ms(100)).renewal(Renewal::Never);
+
+    let acquired = seen_late(mutex.acquire()).await;
+    assert!(matches!(acquired, Err(AcquireError::TooLate(_))), "{acquired:?}");
+    let tried = seen_late(mutex.try_acquire()).await;
+    assert!(matches!(tried, Err(AcquireError::TooLate(_))), "{tried:?}");
+    let run = seen_late(mutex.run(async |_| panic!("without the lock"))).await;
+    assert!(matches!(run, Err(RunError::Acquire(AcquireError::TooLate(_)))), "{run:?}");
+    let run = seen_late(mutex.try_run(async |_| panic!("without the lock"))).await;
+    assert!(matches!(run, Err(RunError::Acquire(AcquireError::TooLate(_)))), "{run:?}");
+
+    let guard = mutex.acquire().await.expect("free");
+    let extended = seen_late(guard.extend(ms(100))).await;
+    assert!(matches!(extended, Err(ExtendError::TooLate)), "{extended:?}");
+    let extended = guard.extend(ms(100)).await;
+    assert!(matches!(extended, Err(ExtendError::Lost)), "{extended:?}");
+    assert_eq!(guard.release().await.outcome, ReleaseOutcome::Expired);
+    nodes.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bound_on_the_hold_caps_every_lease() {
+    let nodes = MemoryNodes::new(3);
+    let redlock = nodes.redlock();
+    let short = redlock.mutex("short").hold_at_most(secs(4)).acquire().await.expect("free");
+    assert_eq!(short.remaining(), secs(4), "the first lease is capped as well");
+
+    let start = Instant::now();
+    let guard = redlock.mutex("a").hold_at_most(secs(15)).renewal(Renewal::Never).acquire().await;
+    let guard = guard.expect("free");
+    for (at, extended, remaining) in [
+        (secs(2), true, secs(10) - ms(102)),
+        (secs(7), true, secs(8)),
+        (secs(8), false, secs(7)),
+        (secs(14), false, secs(1)),
+    ] {
+        tokio::time::sleep_until(start + at).await;
+        assert_eq!(guard.extend(secs(10)).await.is_ok(), extended, "at {at:?}");
+        assert_eq!(guard.remaining(), remaining, "at {at:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_is_forgotten_ends_where_nothing_renews_it() {
     let nodes = MemoryNodes::new(3);

@@ -2,14 +2,15 @@
 
 #![cfg(all(feature = "tls", unix))]
 
-mod servers;
+mod harness;
 
+use std::path::Path;
 use std::time::Duration;
 
+use futures::future::join_all;
+use harness::{Cluster, PROMPT, Server, over, owned, until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redlock_quorum::{ConnectError, NodeConfig, Redlock, RedlockBuilder, ReleaseOutcome};
-
-use servers::{PATIENCE, Server, eventually, fresh, nothing_is_left};
 
 /// For machines that are busy.
 const NODE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -53,40 +54,44 @@ impl Authority {
     }
 }
 
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+/// Servers that speak TLS only, each with a certificate for these names, and these further arguments.
+async fn cluster(count: usize, authority: &Authority, names: &[&str], more: &[&str]) -> Cluster {
+    let server = || async { server_as(&authority.sign(names), &authority.pem(), more).await };
+    Cluster { servers: join_all((0..count).map(|_| server())).await }
 }
 
-/// A server that speaks TLS only, with a certificate for these names, and this further argument.
-fn server(authority: &Authority, names: &[&str], clients: &str, more: &[&str]) -> Server {
-    server_as(&authority.sign(names), &authority.pem(), clients, more)
-}
-
-fn server_as(identity: &Identity, authority: &str, clients: &str, more: &[&str]) -> Server {
-    Server::start_in(|folder, port| {
-        let mut arguments = vec!["--port".to_owned(), "0".to_owned()];
-        for (name, value) in [
-            ("--tls-port", port.to_string()),
-            ("--tls-cert-file", servers::write(folder, "cert.pem", &identity.certificate)),
-            ("--tls-key-file", servers::write(folder, "key.pem", &identity.key)),
-            ("--tls-ca-cert-file", servers::write(folder, "ca.pem", authority)),
-            ("--tls-auth-clients", clients.to_owned()),
+async fn server_as(identity: &Identity, authority: &str, more: &[&str]) -> Server {
+    Server::start_in(|directory, port| {
+        let mut arguments = owned(&["--port", "0", "--tls-port", &port.to_string()]);
+        for (option, file, text) in [
+            ("--tls-cert-file", "cert.pem", identity.certificate.as_str()),
+            ("--tls-key-file", "key.pem", &identity.key),
+            ("--tls-ca-cert-file", "ca.pem", authority),
         ] {
-            arguments.extend([name.to_owned(), value]);
+            arguments.extend([option.to_owned(), write(directory, file, text)]);
         }
         arguments.extend(owned(more));
         arguments
     })
+    .await
 }
 
-fn three(authority: &Authority, clients: &str) -> Vec<Server> {
-    (0..3).map(|_| server(authority, &["127.0.0.1", "localhost"], clients, &[])).collect()
+fn write(directory: &Path, file: &str, text: &str) -> String {
+    let path = directory.join(file);
+    std::fs::write(&path, text).expect("a writable directory");
+    path.display().to_string()
 }
+
+const HERE: [&str; 2] = ["127.0.0.1", "localhost"];
+
+/// Whether a server asks its clients for a certificate.
+const ASKING: [&str; 2] = ["--tls-auth-clients", "yes"];
+const NOT_ASKING: [&str; 2] = ["--tls-auth-clients", "no"];
 
 /// The nodes as an address of the form `{scheme}{port}`, each completed.
-fn nodes(servers: &[Server], before: &str, complete: impl Fn(NodeConfig) -> NodeConfig) -> RedlockBuilder {
+fn nodes(cluster: &Cluster, before: &str, complete: impl Fn(NodeConfig) -> NodeConfig) -> RedlockBuilder {
     let node = |server: &Server| complete(NodeConfig::new(format!("{before}{}", server.port())));
-    fresh(servers.iter().map(node)).node_timeout(NODE_TIMEOUT)
+    over(cluster.servers.iter().map(node)).node_timeout(NODE_TIMEOUT)
 }
 
 /// Why no majority could be reached. A majority of nodes has the same reason; the last may still be on its way.
@@ -98,23 +103,24 @@ async fn refused_because(builder: RedlockBuilder, because: &str) {
     assert!(count > nodes.len() / 2, "{because:?} is not said: {error:#}");
 }
 
-async fn a_whole_life(redlock: &Redlock, servers: &[Server]) {
+async fn a_whole_life(redlock: &Redlock, cluster: &Cluster) {
     let guard = redlock.mutex("a").acquire().await.expect("a free lock");
     assert!(redlock.clone().mutex("a").try_acquire().await.expect("a majority").is_none());
-    eventually("the key is everywhere", || servers.iter().all(|server| server.has("redlock:a"))).await;
+    let all = cluster.servers.len();
+    until("the key is everywhere", async || cluster.ours().await.len() == all).await;
     guard.extend(Duration::from_secs(10)).await.expect("extended");
     let release = guard.release().await;
     assert_eq!(release.outcome, ReleaseOutcome::Released, "{release:#}");
-    nothing_is_left(servers).await;
+    cluster.assert_nothing_left().await;
 }
 
 #[tokio::test]
 async fn a_lock_lives_over_tls() {
     let authority = Authority::new("ours");
-    let servers = three(&authority, "no");
+    let cluster = cluster(3, &authority, &HERE, &NOT_ASKING).await;
     for before in ["rediss://127.0.0.1:", "rediss://localhost:", "valkeys://127.0.0.1:"] {
-        let redlock = nodes(&servers, before, |node| node.ca_certificate(authority.pem())).connect().await;
-        a_whole_life(&redlock.unwrap_or_else(|error| panic!("{before}: {error:#}")), &servers).await;
+        let redlock = nodes(&cluster, before, |node| node.ca_certificate(authority.pem())).connect().await;
+        a_whole_life(&redlock.unwrap_or_else(|error| panic!("{before}: {error:#}")), &cluster).await;
     }
 }
 
@@ -122,19 +128,20 @@ async fn a_lock_lives_over_tls() {
 async fn both_versions_of_tls_will_do() {
     let authority = Authority::new("ours");
     for version in ["TLSv1.2", "TLSv1.3"] {
-        let servers = [server(&authority, &["127.0.0.1"], "no", &["--tls-protocols", version])];
-        let redlock = nodes(&servers, "rediss://127.0.0.1:", |node| node.ca_certificate(authority.pem()));
-        a_whole_life(&redlock.connect().await.expect(version), &servers).await;
+        let protocol = [NOT_ASKING, ["--tls-protocols", version]].concat();
+        let cluster = cluster(1, &authority, &HERE, &protocol).await;
+        let redlock = nodes(&cluster, "rediss://127.0.0.1:", |node| node.ca_certificate(authority.pem()));
+        a_whole_life(&redlock.connect().await.expect(version), &cluster).await;
     }
 }
 
 #[tokio::test]
 async fn one_authority_of_several_is_enough() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let servers = three(&ours, "no");
+    let cluster = cluster(3, &ours, &HERE, &NOT_ASKING).await;
     let both = format!("{}{}", theirs.pem(), ours.pem());
-    let redlock = nodes(&servers, "rediss://127.0.0.1:", |node| node.ca_certificate(&both)).connect().await;
-    a_whole_life(&redlock.expect("a majority"), &servers).await;
+    let redlock = nodes(&cluster, "rediss://127.0.0.1:", |node| node.ca_certificate(&both)).connect().await;
+    a_whole_life(&redlock.expect("a majority"), &cluster).await;
 }
 
 #[tokio::test]
@@ -143,11 +150,12 @@ async fn a_self_signed_server_is_trusted_unless_it_says_that_it_is_an_authority(
         [(IsCa::NoCa, None), (IsCa::Ca(BasicConstraints::Unconstrained), Some("CaUsedAsEndEntity"))]
     {
         let identity = Authority::of_itself(&["127.0.0.1"], is_ca);
-        let servers = [server_as(&identity, &identity.certificate, "no", &[])];
+        let server = server_as(&identity, &identity.certificate, &NOT_ASKING).await;
+        let cluster = Cluster { servers: vec![server] };
         let builder =
-            nodes(&servers, "rediss://127.0.0.1:", |node| node.ca_certificate(&identity.certificate));
+            nodes(&cluster, "rediss://127.0.0.1:", |node| node.ca_certificate(&identity.certificate));
         match refusal {
-            None => a_whole_life(&builder.connect().await.expect("trusted"), &servers).await,
+            None => a_whole_life(&builder.connect().await.expect("trusted"), &cluster).await,
             Some(refusal) => refused_because(builder, refusal).await,
         }
     }
@@ -156,18 +164,18 @@ async fn a_self_signed_server_is_trusted_unless_it_says_that_it_is_an_authority(
 #[tokio::test]
 async fn an_unknown_authority_is_refused() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let servers = three(&ours, "no");
+    let cluster = cluster(3, &ours, &HERE, &NOT_ASKING).await;
     let with_theirs = |node: NodeConfig| node.ca_certificate(theirs.pem());
-    refused_because(nodes(&servers, "rediss://127.0.0.1:", with_theirs), "invalid peer certificate: ").await;
-    refused_because(nodes(&servers, "rediss://127.0.0.1:", |node| node), "invalid peer certificate: ").await;
+    refused_because(nodes(&cluster, "rediss://127.0.0.1:", with_theirs), "invalid peer certificate: ").await;
+    refused_because(nodes(&cluster, "rediss://127.0.0.1:", |node| node), "invalid peer certificate: ").await;
 }
 
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new("ours");
-    let servers: Vec<_> = (0..3).map(|_| server(&authority, &["redis.elsewhere"], "no", &[])).collect();
+    let cluster = cluster(3, &authority, &["redis.elsewhere"], &NOT_ASKING).await;
     for before in ["rediss://127.0.0.1:", "rediss://localhost:"] {
-        let builder = nodes(&servers, before, |node| node.ca_certificate(authority.pem()));
+        let builder = nodes(&cluster, before, |node| node.ca_certificate(authority.pem()));
         refused_because(builder, "certificate not valid for name").await;
     }
 }
@@ -175,18 +183,18 @@ async fn a_certificate_for_another_name_is_refused() {
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     let authority = Authority::new("ours");
-    let servers = three(&authority, "yes");
+    let cluster = cluster(3, &authority, &HERE, &ASKING).await;
     let trusting = |node: NodeConfig| node.ca_certificate(authority.pem());
-    refused_because(nodes(&servers, "rediss://127.0.0.1:", trusting), "ertificate").await;
+    refused_because(nodes(&cluster, "rediss://127.0.0.1:", trusting), "ertificate").await;
 
     let stranger = Authority::new("theirs").sign(&["client"]);
     let strange = |node| trusting(node).client_certificate(&stranger.certificate, &stranger.key);
-    refused_because(nodes(&servers, "rediss://127.0.0.1:", strange), "received fatal alert").await;
+    refused_because(nodes(&cluster, "rediss://127.0.0.1:", strange), "received fatal alert").await;
 
     let client = authority.sign(&["client"]);
     let known = |node| trusting(node).client_certificate(&client.certificate, &client.key);
-    let redlock = nodes(&servers, "rediss://127.0.0.1:", known).connect().await.expect("a majority");
-    a_whole_life(&redlock, &servers).await;
+    let redlock = nodes(&cluster, "rediss://127.0.0.1:", known).connect().await.expect("a majority");
+    a_whole_life(&redlock, &cluster).await;
 }
 
 #[tokio::test]
@@ -208,22 +216,22 @@ async fn the_key_of_another_certificate_is_refused_before_any_connection() {
 #[tokio::test]
 async fn a_password_goes_over_tls_and_is_not_shown() {
     let authority = Authority::new("ours");
-    let servers = three(&authority, "no");
-    for server in &servers {
-        server.ask("CONFIG SET requirepass first-secret");
+    let cluster = cluster(3, &authority, &HERE, &NOT_ASKING).await;
+    for server in &cluster.servers {
+        server.type_in::<()>("CONFIG SET requirepass first-secret").await;
     }
     let trusting = |node: NodeConfig| node.ca_certificate(authority.pem());
-    let wrong = nodes(&servers, "rediss://:wrong-secret@127.0.0.1:", trusting);
+    let wrong = nodes(&cluster, "rediss://:wrong-secret@127.0.0.1:", trusting);
     let shown = format!("{wrong:?} {:?}", wrong.clone().connect().await.expect_err("refused"));
     assert!(shown.contains("WRONGPASS") && !shown.contains("secret"), "{shown}");
-    let right = nodes(&servers, "rediss://:first-secret@127.0.0.1:", trusting).connect().await;
-    a_whole_life(&right.expect("a majority"), &servers).await;
+    let right = nodes(&cluster, "rediss://:first-secret@127.0.0.1:", trusting).connect().await;
+    a_whole_life(&right.expect("a majority"), &cluster).await;
 }
 
 #[tokio::test]
 async fn plain_and_tls_do_not_mix() {
     let authority = Authority::new("ours");
-    let (secure, plain) = ([server(&authority, &["127.0.0.1"], "no", &[])], [Server::plain()]);
+    let (secure, plain) = (cluster(1, &authority, &HERE, &NOT_ASKING).await, Cluster::start(1).await);
     let trusting = |node: NodeConfig| node.ca_certificate(authority.pem());
     let quickly = Duration::from_millis(500);
     for builder in
@@ -238,22 +246,24 @@ async fn plain_and_tls_do_not_mix() {
 async fn a_node_that_was_killed_is_reached_over_tls_again() {
     let authority = Authority::new("ours");
     let client = authority.sign(&["client"]);
-    let mut servers = three(&authority, "yes");
-    let builder = nodes(&servers, "rediss://127.0.0.1:", |node| {
+    let mut cluster = cluster(3, &authority, &HERE, &ASKING).await;
+    let builder = nodes(&cluster, "rediss://127.0.0.1:", |node| {
         node.ca_certificate(authority.pem()).client_certificate(&client.certificate, &client.key)
     });
     let redlock = builder.connect().await.expect("a majority");
 
-    servers[0].kill();
+    cluster.servers[0].kill();
     let guard = redlock.mutex("a").acquire().await.expect("a majority is left");
     guard.release().await.ok().expect("released");
-    servers[1].kill();
+    cluster.servers[1].kill();
     redlock.mutex("a").wait(Duration::from_millis(50)).acquire().await.expect_err("no majority is left");
-    servers.iter_mut().for_each(Server::restart);
-    let guard = redlock.mutex("a").wait(PATIENCE).acquire().await.expect("they came back");
+    for server in &mut cluster.servers {
+        server.restart_empty().await;
+    }
+    let guard = redlock.mutex("a").wait(PROMPT * 2).acquire().await.expect("they came back");
     guard.release().await.ok().expect("released");
-    nothing_is_left(&servers).await;
-    a_whole_life(&redlock, &servers).await;
+    cluster.assert_nothing_left().await;
+    a_whole_life(&redlock, &cluster).await;
 }
 
 /// What the machine trusts is read once per process, so this one goes on in a process that trusts our authority.
@@ -261,18 +271,18 @@ async fn a_node_that_was_killed_is_reached_over_tls_again() {
 async fn what_the_machine_trusts_is_trusted() {
     const NODE: &str = "REDLOCK_TEST_NODE";
     if let Ok(node) = std::env::var(NODE) {
-        let redlock = fresh([node]).connect().await.expect("trusted");
+        let redlock = Redlock::builder().node(node).connect().await.expect("trusted");
         redlock.mutex("a").acquire().await.expect("free").release().await.ok().expect("released");
         return;
     }
     let authority = Authority::new("ours");
-    let server = server(&authority, &["127.0.0.1"], "no", &[]);
+    let cluster = cluster(1, &authority, &HERE, &NOT_ASKING).await;
+    let server = &cluster.servers[0];
     let run = |trusted: &Authority| {
-        let folder = server.socket().parent().expect("a folder").to_owned();
         std::process::Command::new(std::env::current_exe().expect("this test"))
             .args(["--exact", "what_the_machine_trusts_is_trusted"])
             .env(NODE, format!("rediss://127.0.0.1:{}", server.port()))
-            .env("SSL_CERT_FILE", servers::write(&folder, "machine.pem", &trusted.pem()))
+            .env("SSL_CERT_FILE", write(server.directory(), "machine.pem", &trusted.pem()))
             .env_remove("SSL_CERT_DIR")
             .output()
             .expect("run")

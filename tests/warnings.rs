@@ -1,16 +1,19 @@
 //! What is worth a warning is logged, once, and nothing is where all is well.
 #![cfg(feature = "redis")]
 
+mod harness;
+
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use harness::{Cluster, Server, until};
 use redlock_quorum::{MemoryNodes, Redlock};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// The messages of all events at `info` and above.
+/// The messages of all events at `info` and above, and their fields.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<String>>>);
 
@@ -38,7 +41,10 @@ impl Subscriber for Heard {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
+        let mut told = Told::default();
+        event.record(&mut told);
+        let text = format!("{} {}{}", event.metadata().level(), told.message, told.fields);
+        self.0.lock().expect("whole").push(text);
     }
 
     fn enter(&self, _: &Id) {}
@@ -46,10 +52,18 @@ impl Subscriber for Heard {
     fn exit(&self, _: &Id) {}
 }
 
-impl Visit for Heard {
+/// One event as text.
+#[derive(Default)]
+struct Told {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Told {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            self.0.lock().expect("whole").push(format!("{value:?}"));
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.fields += &format!(" {name}={value:?}"),
         }
     }
 }
@@ -91,4 +105,37 @@ async fn a_loss_is_a_warning() {
     nodes.lose("a");
     guard.lost().await;
     assert_eq!(heard.with("lock lost"), 1);
+}
+
+/// Each node and its policy, once, also over reconnects; where nothing can be evicted, nothing is said.
+#[tokio::test]
+async fn a_node_that_may_evict_keys_is_a_warning() {
+    let heard = Heard::default();
+    let _listening = tracing::subscriber::set_default(heard.clone());
+    let cluster = Cluster::start(3).await;
+    let policy = async |server: &Server, policy: &str, bytes: &str| {
+        server.type_in::<()>(&format!("CONFIG SET maxmemory-policy {policy}")).await;
+        server.type_in::<()>(&format!("CONFIG SET maxmemory {bytes}")).await;
+    };
+    policy(&cluster.servers[0], "allkeys-lru", "100mb").await;
+    policy(&cluster.servers[1], "allkeys-lru", "0").await;
+    policy(&cluster.servers[2], "noeviction", "100mb").await;
+    let redlock = cluster.redlock().await;
+    let address = cluster.servers[0].address();
+    let warning = |policy: &str| {
+        let fields = format!("node={address:?} policy={policy:?}");
+        format!("WARN may evict locks that are held: set maxmemory-policy to noeviction {fields}")
+    };
+    until("a warning", async || heard.with(&warning("allkeys-lru")) == 1).await;
+
+    let reconnected = async |times: usize| {
+        cluster.servers[0].type_in::<()>("CLIENT KILL TYPE normal").await;
+        until("a new connection", async || heard.with("connected again") == times).await;
+        redlock.mutex("a").acquire().await.expect("a majority").release().await.ok().expect("held");
+    };
+    reconnected(1).await;
+    policy(&cluster.servers[0], "volatile-ttl", "100mb").await;
+    reconnected(2).await;
+    until("another warning", async || heard.with(&warning("volatile-ttl")) == 1).await;
+    assert_eq!(heard.with("may evict"), 2, "{:#?}", heard.all());
 }

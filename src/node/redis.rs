@@ -8,20 +8,22 @@
 mod address;
 #[cfg(feature = "tls")]
 mod tls;
+mod tracking;
 mod voter;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::stream::{FuturesOrdered, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ErrorKind, InfoDict, ProtocolVersion, RedisConnectionInfo,
-    Value as Wire,
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, InfoDict, ProtocolVersion, PushInfo,
+    RedisConnectionInfo, Value as Wire,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -30,18 +32,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant as Timer, sleep, timeout};
 
 pub use self::address::NodeConfig;
-pub(crate) use self::address::Target;
+pub(crate) use self::address::{Target, check_connect_timeout};
+use self::tracking::{Watch, Watched};
 use self::voter::Voter;
 use self::wire::{Form, Read, SCRIPTS, decode, encode};
 use super::owed::Owed;
-use super::{Facts, FactsFuture, Node, Reply};
+use super::{Facts, FactsFuture, Node, Reply, Watcher};
 use crate::clock::Clock;
 #[cfg(feature = "sim")]
 use crate::clock::SystemClock;
 #[cfg(feature = "sim")]
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Introduction, Standing};
-use crate::protocol::command::{Answer, Command, Refusal, Unknown};
+use crate::protocol::command::{Answer, Command, Key, Refusal, Unknown, Value};
+use crate::protocol::round::RoundId;
 #[cfg(feature = "sim")]
 use crate::protocol::settings::SettingsError;
 use crate::protocol::time::Instant;
@@ -73,6 +77,13 @@ const RECONNECT: Backoff = Backoff::exponential(Duration::from_millis(20), Durat
 pub(crate) struct Timeouts {
     pub(crate) connect: Duration,
     pub(crate) node: Duration,
+}
+
+impl Timeouts {
+    /// Those of one node, which may have a bound of its own for the connection.
+    pub(crate) fn at(self, target: &Target) -> Self {
+        Timeouts { connect: target.connect_timeout().unwrap_or(self.connect), ..self }
+    }
 }
 
 /// How a node is doing.
@@ -165,6 +176,7 @@ impl Identities {
 pub(crate) struct RedisNode {
     jobs: mpsc::UnboundedSender<Job>,
     clock: Arc<dyn Clock>,
+    watched: Arc<Watched>,
     state: watch::Receiver<State>,
     timeout: Duration,
 }
@@ -175,9 +187,22 @@ struct Job {
     reply: Reply,
     form: Form,
     since: Instant,
+    /// The server shall tell when somebody else changes the key from then on.
+    is_watching: bool,
 }
 
 impl Job {
+    fn new(command: Command, reply: Reply, form: Form, since: Instant) -> Self {
+        let is_watching = matches!(command, Command::Extend { .. });
+        Job { command, reply, form, since, is_watching }
+    }
+
+    /// Reads a key for nothing else but to watch it.
+    fn watching(watch: Arc<Watch>, form: Form, since: Instant) -> Self {
+        let command = Command::Inspect { key: watch.key.clone() };
+        Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0), form, since) }
+    }
+
     /// Whether this releases what the other one extends.
     fn releases(&self, other: &Job) -> bool {
         match (&self.command, &other.command) {
@@ -200,8 +225,8 @@ impl RedisNode {
         admission: Admission,
     ) -> (Arc<dyn Node>, watch::Receiver<State>) {
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let (state, watched) = watch::channel(State::Connecting);
-        let owed = Owed::default();
+        let (state, states) = watch::channel(State::Connecting);
+        let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
         let actor = Actor {
             target,
             timeouts,
@@ -210,12 +235,14 @@ impl RedisNode {
             voter: Voter::new(admission),
             inbox,
             owed,
+            watched: watched.clone(),
             abandoned: false,
             state,
+            warned_of: None,
         };
         runtime.spawn(actor.run());
-        let node = RedisNode { jobs, clock, state: watched.clone(), timeout: timeouts.node };
-        (Arc::new(node), watched)
+        let node = RedisNode { jobs, clock, watched, state: states.clone(), timeout: timeouts.node };
+        (Arc::new(node), states)
     }
 }
 
@@ -239,7 +266,18 @@ impl Node for RedisNode {
     fn submit(&self, command: Command, reply: Reply) {
         let since = self.clock.now();
         // If the task is gone with its runtime, the job is dropped, and its reply says so.
-        let _ = self.jobs.send(Job { command, reply, form: Form::Hashed, since });
+        let _ = self.jobs.send(Job::new(command, reply, Form::Hashed, since));
+    }
+
+    fn watch(&self, key: &Key, value: &Value, watcher: Weak<dyn Watcher>) {
+        let watch = self.watched.insert(key.clone(), value.clone(), watcher);
+        if self.watched.is_told() {
+            let _ = self.jobs.send(Job::watching(watch, Form::Hashed, self.clock.now()));
+        }
+    }
+
+    fn unwatch(&self, key: &Key, watcher: &Weak<dyn Watcher>) {
+        self.watched.remove(key, watcher);
     }
 
     fn facts(&self) -> FactsFuture {
@@ -266,9 +304,12 @@ struct Actor {
     voter: Voter,
     inbox: mpsc::UnboundedReceiver<Job>,
     owed: Owed,
+    watched: Arc<Watched>,
     /// No handle is left: no more commands will come.
     abandoned: bool,
     state: watch::Sender<State>,
+    /// The last policy of eviction that was warned of.
+    warned_of: Option<String>,
 }
 
 /// A living connection.
@@ -278,6 +319,8 @@ struct Link {
     /// has to change tasks.
     driver: Driver,
     form: Form,
+    /// The server tells when keys change that were read to be watched.
+    tells: bool,
     /// What the server says of itself, as far as it may be asked.
     role: Option<String>,
     mode: Option<String>,
@@ -285,6 +328,8 @@ struct Link {
     introduction: Option<Introduction>,
     /// What is said against the operator's word for its disk.
     distrust: Option<String>,
+    /// The policy by which it may throw keys away, if it may.
+    evicts_by: Option<String>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -322,8 +367,14 @@ impl Actor {
                         distrust: self.voter.distrust(),
                     }));
                     self.voter.tell(self.target.name(), self.clock.now(), standing);
+                    self.warn_of_eviction(link.evicts_by.as_deref());
+                    if !link.tells {
+                        tracing::debug!(node = self.target.name(), "does not tell when keys are changed");
+                    }
                     let run_id = link.run_id.clone();
+                    self.watched.set_told(link.tells);
                     let ending = self.serve(link, standing).await;
+                    self.watched.set_told(false);
                     run_id.iter().for_each(|run_id| self.identities.let_go(run_id));
                     match ending {
                         Err(Abandoned) => return,
@@ -354,9 +405,27 @@ impl Actor {
         }
     }
 
+    /// Once for each policy: a server that evicts forgets locks that are held, and then a second client can have them.
+    fn warn_of_eviction(&mut self, policy: Option<&str>) {
+        if self.warned_of.as_deref() != policy {
+            self.warned_of = policy.map(str::to_owned);
+            if let Some(policy) = policy {
+                let node = self.target.name();
+                tracing::warn!(
+                    node,
+                    policy,
+                    "may evict locks that are held: set maxmemory-policy to noeviction"
+                );
+            }
+        }
+    }
+
     /// One attempt to connect. Only during the very first do commands wait for it.
     async fn connect(&mut self) -> Result<Result<(Link, Standing), State>, Abandoned> {
-        let attempt = timeout(self.timeouts.connect, establish(self.target.clone(), self.timeouts));
+        let attempt = timeout(
+            self.timeouts.connect,
+            establish(self.target.clone(), self.timeouts, self.watched.clone()),
+        );
         let is_first = matches!(*self.state.borrow(), State::Connecting);
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
         let connected = connected.unwrap_or_else(|_| Err("timed out while connecting".to_owned()));
@@ -412,7 +481,8 @@ impl Actor {
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
     async fn serve(&mut self, mut link: Link, standing: Standing) -> Result<&'static str, Abandoned> {
-        let mut waiting: Vec<Job> = Vec::new();
+        // What was watched over the connection before is read again on this one.
+        let mut waiting: Vec<Job> = if link.tells { self.watching_jobs(link.form) } else { Vec::new() };
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         let mut lost = false;
@@ -474,7 +544,8 @@ impl Actor {
                         batches.push_front(batch);
                         break "connection lost";
                     };
-                    let handed_out = self.hand_out(batch, replies, standing, &batches, &waiting);
+                    let heard = (standing, link.tells);
+                    let handed_out = self.hand_out((batch, replies), heard, &batches, &waiting);
                     waiting.extend(handed_out.again);
                     if handed_out.owed_was_accepted {
                         pause = self.timeouts.node;
@@ -517,18 +588,20 @@ impl Actor {
     /// What is heard before the node votes counts for nothing: it is this connection that tells whose answers they are.
     fn hand_out(
         &mut self,
-        batch: Batch,
-        replies: Vec<Wire>,
-        standing: Standing,
+        (batch, replies): (Batch, Vec<Wire>),
+        (standing, tells): (Standing, bool),
         later: &VecDeque<Batch>,
         waiting: &[Job],
     ) -> HandedOut {
         let mut again = Vec::new();
         let mut owed_was_accepted = false;
-        let mut jobs = VecDeque::from(batch.jobs);
         let now = self.clock.now();
-        for reply in replies {
-            let Some(mut job) = jobs.pop_front() else { break };
+        let (mut jobs, mut replies) = (VecDeque::from(batch.jobs), replies.into_iter());
+        while let Some(mut job) = jobs.pop_front() {
+            if tells && job.is_watching {
+                let _caching = replies.next();
+            }
+            let Some(reply) = replies.next() else { break };
             match decode(&job.command, reply) {
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
                 Read::Answer(answer) => {
@@ -555,8 +628,13 @@ impl Actor {
     fn owed_jobs(&mut self, most: usize, form: Form) -> Vec<Job> {
         let since = self.clock.now();
         let owed = self.owed.take(most, since);
-        let job = |command| Job { command, reply: Reply::to_nobody(), form, since };
+        let job = |command| Job::new(command, Reply::to_nobody(), form, since);
         owed.into_iter().map(job).collect()
+    }
+
+    fn watching_jobs(&self, form: Form) -> Vec<Job> {
+        let since = self.clock.now();
+        self.watched.all().into_iter().map(|watch| Job::watching(watch, form, since)).collect()
     }
 
     /// Before a connection that does not answer is let go, the releases that wait are written on it: there, they come
@@ -586,6 +664,9 @@ impl Actor {
 fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Vec<Wire>>> + use<> {
     let mut pipeline = redis::Pipeline::with_capacity(jobs.len());
     for job in jobs {
+        if link.tells && job.is_watching {
+            pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
+        }
         pipeline.add_command(encode(&job.command, job.form));
     }
     let mut connection = link.connection.clone();
@@ -593,11 +674,11 @@ fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Ve
 }
 
 /// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
-async fn establish(target: Target, timeouts: Timeouts) -> Result<Link, String> {
+async fn establish(target: Target, timeouts: Timeouts, watched: Arc<Watched>) -> Result<Link, String> {
     let login = target.info().redis_settings().clone();
-    match speak(&target, login.clone(), timeouts).await {
+    match speak(&target, login.clone(), timeouts, watched.clone()).await {
         Err(Failure::Resp3Missing) => {
-            speak(&target, login.set_protocol(ProtocolVersion::RESP2), timeouts).await
+            speak(&target, login.set_protocol(ProtocolVersion::RESP2), timeouts, watched).await
         }
         spoken => spoken,
     }
@@ -632,7 +713,12 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-async fn speak(target: &Target, login: RedisConnectionInfo, timeouts: Timeouts) -> Result<Link, Failure> {
+async fn speak(
+    target: &Target,
+    login: RedisConnectionInfo,
+    timeouts: Timeouts,
+    watched: Arc<Watched>,
+) -> Result<Link, Failure> {
     match target.info().addr() {
         ConnectionAddr::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
@@ -640,14 +726,14 @@ async fn speak(target: &Target, login: RedisConnectionInfo, timeouts: Timeouts) 
             #[cfg(feature = "tls")]
             if let Some(tls) = target.tls() {
                 let stream = tls.over(stream).await.map_err(Failure::Because)?;
-                return shake_hands(&login, stream, target.trusts_disk()).await;
+                return shake_hands(&login, stream, target.trusts_disk(), watched).await;
             }
-            shake_hands(&login, stream, target.trusts_disk()).await
+            shake_hands(&login, stream, target.trusts_disk(), watched).await
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => {
             let stream = tokio::net::UnixStream::connect(path).await?;
-            shake_hands(&login, stream, target.trusts_disk()).await
+            shake_hands(&login, stream, target.trusts_disk(), watched).await
         }
         _ => Err(Failure::Because("an address of a kind that this build does not support".to_owned())),
     }
@@ -676,12 +762,25 @@ fn tune(stream: &TcpStream, timeouts: Timeouts) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn shake_hands<S>(login: &RedisConnectionInfo, stream: S, trusts_disk: bool) -> Result<Link, Failure>
+async fn shake_hands<S>(
+    login: &RedisConnectionInfo,
+    stream: S,
+    trusts_disk: bool,
+    watched: Arc<Watched>,
+) -> Result<Link, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let config =
+    let mut config =
         AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(WRITER_QUEUE);
+    // The older protocol has no way to tell what was not asked for.
+    let can_tell = login.protocol() != ProtocolVersion::RESP2;
+    if can_tell {
+        config = config.set_push_sender(move |push: PushInfo| {
+            watched.hear(&push);
+            Ok::<_, Infallible>(())
+        });
+    }
     let made = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = made.map_err(|error| Failure::of_a_login(&error))?;
     let mut driver: Driver = Box::pin(driver);
@@ -690,6 +789,10 @@ where
     questions.cmd("HELLO").cmd("INFO");
     if trusts_disk {
         voter::ask_for_persistence(&mut questions);
+    }
+    if can_tell {
+        questions.cmd("CLIENT").arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"]);
+        questions.cmd("CLIENT").arg(&["CACHING", "YES"]);
     }
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
@@ -708,6 +811,10 @@ where
     }
     let info = redis::from_redis_value::<InfoDict>(info).ok();
     let config = trusts_disk.then(|| replies.next()).flatten();
+    let tells = can_tell && {
+        let (tracking, caching) = (replies.next(), replies.next());
+        tracking == Some(Wire::Okay) && caching == Some(Wire::Okay)
+    };
     let refusals: Vec<_> = replies.filter_map(|reply| refusal(&reply)).collect();
     // It would refuse the releases that go first on a new connection as well.
     if let Some(refusal) = refusals.iter().find(|refusal| refusal.is_passing()) {
@@ -722,7 +829,9 @@ where
     let run_id = told("run_id");
     let distrust = config.as_ref().and_then(voter::distrust);
     let introduction = info.as_ref().and_then(|info| voter::introduction(info, distrust.as_deref()));
-    Ok(Link { connection, driver, form, role, mode, run_id, introduction, distrust })
+    let has_a_limit = told("maxmemory").is_some_and(|bytes| bytes != "0");
+    let evicts_by = told("maxmemory_policy").filter(|policy| has_a_limit && policy != "noeviction");
+    Ok(Link { connection, driver, form, tells, role, mode, run_id, introduction, distrust, evicts_by })
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {

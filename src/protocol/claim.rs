@@ -58,6 +58,8 @@ pub enum Event {
         /// The length.
         ttl: Ttl,
     },
+    /// Somebody else changed a key, or may have: look whether the lock still stands. Says nothing by itself.
+    Verify,
     /// The holder is done: release what is held, roll back what is tried.
     Release,
     /// Whoever wished is gone before having the lock in hand: nothing of it shall stay, not even for `hold_at_least`.
@@ -259,6 +261,7 @@ impl Claim {
             Event::Attempt(draw) => self.attempt(now, draw, out),
             Event::Answer { round, node, answer } => self.hear(now, round, node, answer, out),
             Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
+            Event::Verify => self.verify(now, out),
             Event::Release => self.release(now, true, out),
             Event::Abandon => self.release(now, false, out),
         }
@@ -316,6 +319,11 @@ impl Claim {
             State::Held(hold) | State::Lost { hold, .. } => Some(hold.lease.valid_until()),
             _ => None,
         }
+    }
+
+    /// What stands in the keys of what is or was held; `None` if nothing was.
+    pub fn value(&self) -> Option<&Value> {
+        self.hold().map(|hold| &hold.value)
     }
 
     /// What the nodes said to the attempt that won, stragglers included; `None` if none has won.
@@ -560,6 +568,13 @@ impl Claim {
                 self.judge_extension(now, Verdict::Open, out);
             }
             _ => out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost)))),
+        }
+    }
+
+    fn verify(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if let State::Held(hold) = &mut self.state {
+            hold.verify(&self.terms, now);
+            self.judge_extension(now, Verdict::Open, out);
         }
     }
 

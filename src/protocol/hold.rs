@@ -26,6 +26,9 @@ pub struct Hold {
     /// Extensions by hand that wait for the round under way.
     asked: VecDeque<(Ticket, Ttl)>,
     renew_at: Instant,
+    /// When a key that somebody else changed is looked after.
+    verify_at: Instant,
+    alarms: Alarms,
     /// The longest ttl that was asked for: no key of ours lives longer from now.
     pub(super) longest: Ttl,
     jitter: u64,
@@ -39,9 +42,41 @@ pub struct Hold {
 struct Extension {
     round: Round,
     ttl: Ttl,
-    ticket: Option<Ticket>,
+    kind: Kind,
     /// Won, or certainly not won by the answers so far. Answers still matter: they may show a loss.
     settled: bool,
+}
+
+/// Why a round was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    /// It was due.
+    Renewal,
+    /// The holder asked for it.
+    ByHand(Ticket),
+    /// Somebody else changed a key. It heals nothing: whoever deletes a lock by hand does it node by node, and would find it
+    /// healed behind him each time.
+    Verification {
+        /// When the next renewal is due, as before.
+        renew_at: Instant,
+    },
+}
+
+impl Kind {
+    fn ticket(self) -> Option<Ticket> {
+        match self {
+            Kind::ByHand(ticket) => Some(ticket),
+            Kind::Renewal | Kind::Verification { .. } => None,
+        }
+    }
+}
+
+/// The rounds that others caused by changing keys. As many as there are nodes begin at once, since whoever deletes a lock
+/// deletes it node by node; after that a key that changes all the time must not make a round of each change.
+#[derive(Clone, Debug, Hash)]
+struct Alarms {
+    since: Instant,
+    count: usize,
 }
 
 /// What an extension round came to.
@@ -75,6 +110,8 @@ impl Hold {
             extension: None,
             asked: VecDeque::new(),
             renew_at: Instant::NEVER,
+            verify_at: Instant::NEVER,
+            alarms: Alarms { since: asked_at, count: 0 },
             longest: terms.ttl,
             jitter,
             warn_at: (terms.hold_at_most == Duration::MAX).then_some(asked_at + LONG_HOLD),
@@ -92,8 +129,19 @@ impl Hold {
     /// When there is something to do: extend, give up on silent nodes, or signal the loss.
     pub fn wake_at(&self, terms: &Terms) -> Instant {
         let open = self.extension.as_ref().filter(|extension| !extension.settled);
-        let deadline = open.map_or(Instant::NEVER, |extension| extension.round.deadline());
-        self.lost_at(terms).min(self.renew_at).min(deadline)
+        let next = open.map_or(self.verify_at, |extension| extension.round.deadline());
+        self.lost_at(terms).min(self.renew_at).min(next)
+    }
+
+    /// A key may have changed: the next round begins at once, after the one under way, which may have asked too early; or,
+    /// where there have been too many alarms, as soon as one may.
+    pub fn verify(&mut self, terms: &Terms, now: Instant) {
+        let calm_at = self.alarms.since + pause(terms);
+        if now >= calm_at {
+            self.alarms = Alarms { since: now, count: 0 };
+        }
+        let at_once = self.alarms.count < terms.quorum.nodes();
+        self.verify_at = self.verify_at.min(if at_once { now } else { calm_at });
     }
 
     /// Whether an extension is under way.
@@ -116,22 +164,30 @@ impl Hold {
         now: Instant,
         out: &mut Vec<Action>,
     ) -> bool {
-        let (ticket, ttl) = match self.asked.front() {
+        let alarmed = now >= self.verify_at;
+        let (kind, ttl) = match self.asked.front() {
             _ if self.is_extending() => return false,
-            Some((ticket, ttl)) => (Some(*ticket), *ttl),
-            None if now >= self.renew_at => (None, terms.ttl),
+            Some((ticket, ttl)) => (Kind::ByHand(*ticket), *ttl),
+            None if now >= self.renew_at => (Kind::Renewal, terms.ttl),
+            // No key of ours has less than a millisecond to live, so this changes nothing.
+            None if alarmed => {
+                (Kind::Verification { renew_at: self.renew_at }, Ttl::from_duration(ONE_MILLISECOND))
+            }
             None => return false,
         };
-        if ticket.is_some() {
+        if let Kind::ByHand(_) = kind {
             self.asked.pop_front();
         }
+        let heal = !matches!(kind, Kind::Verification { .. });
+        self.alarms.count += usize::from(alarmed);
+        self.verify_at = Instant::NEVER;
         self.renew_at = Instant::NEVER;
         self.longest = self.longest.max(ttl);
         let round = Round::to_all(id, terms.quorum, now, terms.node_timeout);
-        self.extension = Some(Extension { round, ttl, ticket, settled: false });
+        self.extension = Some(Extension { round, ttl, kind, settled: false });
         for node in 0..terms.quorum.nodes() {
             self.footprint.wrote(node);
-            let command = Command::Extend { key: key.clone(), value: self.value.clone(), ttl, heal: true };
+            let command = Command::Extend { key: key.clone(), value: self.value.clone(), ttl, heal };
             out.push(Action::Send { node, round: id, command });
         }
         true
@@ -186,19 +242,25 @@ impl Hold {
         if extension.settled {
             return Verdict::Open;
         }
-        let (asked_at, ttl, ticket) = (extension.round.asked_at(), extension.ttl, extension.ticket);
+        let (asked_at, ttl, kind) = (extension.round.asked_at(), extension.ttl, extension.kind);
         match terms.quorum.decide(tally) {
             Decision::Pending => Verdict::Open,
             Decision::Won => {
                 extension.settled = true;
                 self.lease.extend(asked_at, ttl, terms.drift);
-                self.renew_at = self.next_renewal(terms, asked_at);
-                Verdict::Extended(ticket)
+                self.renew_at = match kind {
+                    Kind::Verification { renew_at } => renew_at,
+                    Kind::Renewal | Kind::ByHand(_) => self.next_renewal(terms, asked_at),
+                };
+                Verdict::Extended(kind.ticket())
             }
             Decision::Failed => {
                 extension.settled = true;
-                self.renew_at = self.next_try(terms, now);
-                Verdict::NoQuorum(ticket)
+                self.renew_at = match kind {
+                    Kind::Verification { renew_at } => renew_at,
+                    Kind::Renewal | Kind::ByHand(_) => self.next_try(terms, now),
+                };
+                Verdict::NoQuorum(kind.ticket())
             }
         }
     }
@@ -223,7 +285,10 @@ impl Hold {
     /// Ends all extensions by hand, the one under way and those that wait behind it.
     pub fn refuse_extensions(&mut self) -> Vec<Ticket> {
         let open = self.extension.as_mut().filter(|extension| !extension.settled);
-        let under_way = open.and_then(|extension| extension.ticket.take());
+        let under_way = open.and_then(|extension| {
+            // Told here, and so not again when it is decided.
+            std::mem::replace(&mut extension.kind, Kind::Renewal).ticket()
+        });
         under_way.into_iter().chain(self.asked.drain(..).map(|(ticket, _)| ticket)).collect()
     }
 
@@ -251,11 +316,14 @@ impl Hold {
     fn next_try(&self, terms: &Terms, now: Instant) -> Instant {
         match terms.renewal {
             Renewal::Never => Instant::NEVER,
-            Renewal::Every(_) | Renewal::WhileHeld => {
-                now + (terms.ttl.as_duration() / 12).max(ONE_MILLISECOND)
-            }
+            Renewal::Every(_) | Renewal::WhileHeld => now + pause(terms),
         }
     }
+}
+
+/// Between rounds that do not come of themselves: several fit into one ttl.
+fn pause(terms: &Terms) -> Duration {
+    (terms.ttl.as_duration() / 12).max(ONE_MILLISECOND)
 }
 
 const ONE_MILLISECOND: Duration = Duration::from_millis(1);

@@ -46,6 +46,20 @@ pub struct Terms {
 }
 
 /// When a held lock is extended by itself.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{MemoryNodes, Renewal};
+///
+/// let redlock = MemoryNodes::new(3).redlock();
+/// let once = redlock.mutex("a").renewal(Renewal::Never); // ends with its ttl, unless it is extended by hand
+/// let often = redlock.mutex("b").renewal(Renewal::Every(Duration::from_secs(1)));
+/// let (_once, _often) = (once.acquire().await?, often.acquire().await?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
@@ -54,7 +68,8 @@ pub enum Renewal {
     WhileHeld,
     /// Never: the lock ends with its ttl unless it is extended by hand.
     Never,
-    /// While the guard lives, this long after the last extension began.
+    /// While the guard lives, this long after the last extension began: at least 1 ms, and so short that the answers
+    /// are there before the loss would be signalled.
     Every(Duration),
 }
 

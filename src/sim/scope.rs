@@ -50,7 +50,7 @@ pub struct Scope {
     pub most_attempts: u32,
     /// Whether nobody listens to what comes of a release, which spares a search all orders of answers that change nothing.
     pub forgets_releases: bool,
-    /// How often a holder extends by hand.
+    /// How often a holder extends by hand, or is told that its key may have changed.
     pub most_extensions: u64,
     /// How many connections break at most, of those that need not.
     pub most_breaks: u32,
@@ -97,6 +97,8 @@ pub struct Weather {
     pub take: u32,
     /// A holder extends.
     pub extend: u32,
+    /// A holder is told that its key may have changed.
+    pub alarm: u32,
     /// A holder releases.
     pub release: u32,
     /// A future is dropped.
@@ -247,6 +249,8 @@ pub struct Small {
     pub attempts: u32,
     /// How often a holder extends by hand.
     pub extensions: u64,
+    /// Whether holders are told at any time that their keys may have changed.
+    pub alarms: bool,
     /// Whether whoever wants the lock may drop the future at any time.
     pub abandons: bool,
     /// Whether claims are woken when they are due, early or late, and callers take their locks in hand early or late. Else a
@@ -267,6 +271,7 @@ impl Default for Small {
             nodes: 1,
             attempts: 1,
             extensions: 0,
+            alarms: false,
             abandons: false,
             timers: true,
             listens: false,
@@ -312,6 +317,7 @@ impl Small {
                 wake: u32::from(self.timers),
                 take: u32::from(self.timers),
                 extend: 1,
+                alarm: u32::from(self.alarms),
                 release: 1,
                 abandon: u32::from(self.abandons),
                 dial: 1,
@@ -376,6 +382,7 @@ impl Weather {
             wake: chance.one_of(&[20, 200, 1_000]),
             take: chance.one_of(&[20, 1_000]),
             extend: chance.one_of(&[0, 3]),
+            alarm: chance.one_of(&[0, 0, 2]),
             release: chance.one_of(&[1, 5, 20]),
             abandon: chance.one_of(&[0, 1, 5]),
             dial: 30,

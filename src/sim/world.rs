@@ -79,6 +79,7 @@ impl World {
             }
             Step::Take { client } => self.take(client),
             Step::Extend { client } => self.extend(client),
+            Step::Alarm { client } => self.alarm(client),
             Step::Release { client } => self.tell(client, Event::Release),
             Step::Abandon { client } => self.tell(client, Event::Abandon),
             Step::Dial { client, node } => self.dial(client, node),

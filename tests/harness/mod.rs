@@ -1,23 +1,25 @@
 //! Real servers for tests. A [`Server`] is a `redis-server` process of its own on a free port, and a [`Cluster`] is a few
 //! of them that know nothing of each other. Whatever was started here ends with the test, even if the test process is
 //! killed.
+//!
+//! The tests look after a server through a Unix socket in its directory, as a user of their own: whatever is done to its
+//! port, its passwords and its rights, they still can.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
 
 pub mod clock;
 mod process;
 pub mod proxy;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, IntoConnectionInfo};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue};
 use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder, RestartProtection};
 
 use self::clock::Clock;
-use self::process::{Environment, Process, free_port};
+use self::process::{Directory, Environment, Process, free_port};
 
 /// What other clients of the servers write into a key that is theirs.
 pub const FOREIGN: &str = "foreign";
@@ -43,11 +45,21 @@ static LEAST_RIGHTS: LazyLock<Option<String>> = LazyLock::new(|| {
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The arguments of all servers: nothing is saved, and the tests may do everything.
+#[rustfmt::skip]
+const ARGUMENTS: [&str; 17] = [
+    "--bind", "127.0.0.1", "--unixsocket", "socket",
+    "--save", "", "--appendonly", "no", "--loglevel", "warning",
+    "--user", "operator", "on", "nopass", "~*", "&*", "+@all",
+];
+
 /// One server without persistence, and its process.
 pub struct Server {
     port: u16,
-    condition: Condition,
+    arguments: Vec<String>,
+    directory: Directory,
     environment: Environment,
+    condition: Condition,
 }
 
 enum Condition {
@@ -64,53 +76,79 @@ impl Server {
 
     /// The same, with more arguments.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        Server::start_in(Environment::new(), arguments).await
+        let arguments = owned(arguments);
+        Server::start_in(|_, _| arguments.clone()).await
     }
 
-    /// Starts a server that goes by a clock of its own, also when it is restarted.
+    /// The same, with arguments that name files in its directory, or its port.
+    pub async fn start_in(arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
+        Server::start_under(Environment::new(), arguments).await
+    }
+
+    /// A server that goes by a clock of its own, also when it is restarted.
     pub async fn start_with_clock(clock: &Clock) -> Self {
-        Server::start_in(clock.environment(), &[]).await
+        Server::start_under(clock.environment(), |_, _| Vec::new()).await
     }
 
-    async fn start_in(environment: Environment, arguments: &[&str]) -> Self {
-        loop {
-            let port = free_port();
-            if let Some(process) = launch(port, arguments, &environment).await {
-                return Server { port, condition: Condition::Running(process), environment };
+    async fn start_under(environment: Environment, arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
+        // Somebody else may take the port before the server does.
+        for _ in 0..20 {
+            let (directory, port) = (Directory::new(), free_port());
+            let arguments = arguments(directory.path(), port);
+            let environment = environment.clone();
+            let mut server = Server { port, arguments, directory, environment, condition: Condition::Dead };
+            if server.try_start(&[]).await {
+                return server;
             }
         }
+        panic!("no server comes up with these arguments")
+    }
+
+    /// False if another process has the port.
+    async fn try_start(&mut self, more: &[&str]) -> bool {
+        let port = self.port.to_string();
+        let mut arguments = owned(&ARGUMENTS);
+        arguments.extend(owned(&["--port", &port]));
+        arguments.extend(self.arguments.iter().cloned().chain(owned(more)));
+        let mut process = Process::start(self.directory.path(), &arguments, &self.environment);
+        let is_up = self.comes_up(&mut process).await;
+        if is_up {
+            self.condition = Condition::Running(process);
+        }
+        is_up
+    }
+
+    /// Waits until the process answers. False if it ends instead.
+    async fn comes_up(&self, process: &mut Process) -> bool {
+        let started = Instant::now();
+        while !self.is_answered_by(process.id()).await {
+            if process.has_ended() {
+                return false;
+            }
+            assert!(started.elapsed() < PROMPT, "the server does not answer at {:?}", self.socket());
+            tokio::time::sleep(POLL).await;
+        }
+        if let Some(line) = LEAST_RIGHTS.as_ref() {
+            self.type_in::<()>(line).await;
+        }
+        true
+    }
+
+    /// Also while it reads its data.
+    async fn is_answered_by(&self, process_id: u32) -> bool {
+        let info: Option<String> = self.try_ask(redis::cmd("INFO").arg("server")).await.ok();
+        let answering = info.and_then(|info| field_of(&info, "process_id"));
+        answering.is_some_and(|id| id == process_id.to_string())
     }
 
     /// Where the server keeps its files.
     pub fn directory(&self) -> &Path {
-        match &self.condition {
-            Condition::Running(process) | Condition::Stopped(process) => process.directory(),
-            Condition::Dead => panic!("the directory is gone with the process"),
-        }
+        self.directory.path()
     }
 
-    /// Killed, and started again on the same port in the same directory.
-    pub async fn restart_with_its_data(&mut self, arguments: &[&str]) {
-        match std::mem::replace(&mut self.condition, Condition::Dead) {
-            Condition::Running(mut process) | Condition::Stopped(mut process) => {
-                process.start_again(self.port, arguments);
-                assert!(comes_up(&mut process, self.port).await, "the port {} is not free again", self.port);
-                self.condition = Condition::Running(process);
-            }
-            Condition::Dead => panic!("its data is gone with the process"),
-        }
-    }
-
-    pub fn address(&self) -> String {
-        address(self.port)
-    }
-
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    pub fn is_running(&self) -> bool {
-        matches!(self.condition, Condition::Running(_))
+    /// Where it can be reached besides its port.
+    pub fn socket(&self) -> PathBuf {
+        self.directory().join("socket")
     }
 
     /// The process is gone: connections are reset, new ones are refused, and what it knew is lost.
@@ -140,27 +178,56 @@ impl Server {
         };
     }
 
-    /// A new process on the same port that knows nothing of what was before.
+    /// Killed, and started again on the same port: it knows nothing of what was before.
     pub async fn restart_empty(&mut self) {
         self.restart_empty_with(&[]).await;
     }
 
     /// The same, with more arguments.
-    pub async fn restart_empty_with(&mut self, arguments: &[&str]) {
+    pub async fn restart_empty_with(&mut self, more: &[&str]) {
         self.kill();
+        self.directory.forget_data();
+        self.start_again(more).await;
+    }
+
+    /// Killed, and started again on the same port, with more arguments: it knows what it had saved.
+    pub async fn restart_with_its_data(&mut self, more: &[&str]) {
+        self.kill();
+        self.start_again(more).await;
+    }
+
+    async fn start_again(&mut self, more: &[&str]) {
         let started = Instant::now();
-        loop {
-            if let Some(process) = launch(self.port, arguments, &self.environment).await {
-                self.condition = Condition::Running(process);
-                return;
-            }
+        while !self.try_start(more).await {
             assert!(started.elapsed() < PROMPT, "the port {} is not free again", self.port);
         }
     }
 
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn is_running(&self) -> bool {
+        matches!(self.condition, Condition::Running(_))
+    }
+
     /// Asks the server as a client of its own.
     pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> T {
-        try_ask(self.port, command).await.unwrap_or_else(|error| panic!("{}: {error}", self.address()))
+        self.try_ask(command).await.unwrap_or_else(|error| panic!("{}: {error}", self.address()))
+    }
+
+    async fn try_ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PROMPT))
+            .set_response_timeout(Some(PROMPT));
+        let url = format!("redis+unix://{}?user=operator&pass=any", self.socket().display());
+        let client = redis::Client::open(url)?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        command.query_async(&mut connection).await
     }
 
     /// As an operator would type it: words between spaces.
@@ -190,6 +257,14 @@ impl Server {
         self.type_in("KEYS *").await
     }
 
+    /// How often a command was carried out or refused since the last `CONFIG RESETSTAT`, by whomever.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let info: String = self.type_in("INFO commandstats").await;
+        let counts = field_of(&info, &format!("cmdstat_{command}"));
+        let calls = counts.as_deref().and_then(|counts| counts.split(',').next()?.strip_prefix("calls="));
+        calls.map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
     /// A line of INFO.
     pub async fn info(&self, section: &str, field: &str) -> String {
         let info: String = self.type_in(&format!("INFO {section}")).await;
@@ -206,52 +281,13 @@ fn typed(line: &str) -> Cmd {
     command
 }
 
-fn address(port: u16) -> String {
-    format!("127.0.0.1:{port}")
-}
-
-/// A process that answers on the port, or `None` if another has the port.
-async fn launch(port: u16, arguments: &[&str], environment: &Environment) -> Option<Process> {
-    let mut process = Process::start(port, arguments, environment.clone());
-    comes_up(&mut process, port).await.then_some(process)
-}
-
-/// Waits until the process answers. False if it ends instead.
-async fn comes_up(process: &mut Process, port: u16) -> bool {
-    let started = Instant::now();
-    while !answers(port, process.id()).await {
-        if process.has_ended() {
-            return false;
-        }
-        assert!(started.elapsed() < PROMPT, "the server does not answer on port {port}");
-        tokio::time::sleep(POLL).await;
-    }
-    if let Some(line) = LEAST_RIGHTS.as_ref() {
-        try_ask::<()>(port, &typed(line)).await.expect("an operator may make users");
-    }
-    true
-}
-
-/// Whether it is this very process that answers: another one might have got the port.
-async fn answers(port: u16, process_id: u32) -> bool {
-    let info: Option<String> = try_ask(port, redis::cmd("INFO").arg("server")).await.ok();
-    let answering = info.and_then(|info| field_of(&info, "process_id"));
-    answering.is_some_and(|id| id == process_id.to_string())
+pub fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn field_of(info: &str, field: &str) -> Option<String> {
     let mut lines = info.lines().filter_map(|line| line.split_once(':'));
     lines.find(|(name, _)| *name == field).map(|(_, value)| value.trim().to_owned())
-}
-
-async fn try_ask<T: FromRedisValue>(port: u16, command: &Cmd) -> redis::RedisResult<T> {
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(PROMPT)).set_response_timeout(Some(PROMPT));
-    let at_once = TcpSettings::default().set_nodelay(true);
-    let info = format!("redis://{}", address(port)).into_connection_info()?.set_tcp_settings(at_once);
-    let client = redis::Client::open(info)?;
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-    command.query_async(&mut connection).await
 }
 
 /// A client of servers that were started a moment ago. Nothing was granted before the test began, so nobody has to wait

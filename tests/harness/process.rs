@@ -1,4 +1,4 @@
-//! A `redis-server` process that cannot outlive the test.
+//! A `redis-server` process that cannot outlive the test, and the directory in which it runs.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -9,34 +9,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A child with a directory of its own. Dropped, it is killed, also where it stands still, and waited for.
+/// A child process. Dropped, it is killed, also where it stands still, and waited for.
 pub struct Process {
     child: Child,
     /// Kills the child and clears up if this process ends without having dropped it.
     watchdog: Child,
-    directory: PathBuf,
-    environment: Environment,
 }
 
 /// What a server finds in its environment besides what this process has.
 pub type Environment = Vec<(&'static str, OsString)>;
 
 impl Process {
-    pub fn start(port: u16, arguments: &[&str], environment: Environment) -> Self {
-        let directory = new_directory();
-        let child = spawn_server(port, &directory, arguments, &environment);
-        Process { watchdog: spawn_watchdog(&child, &directory), child, directory, environment }
-    }
-
-    /// Kills the server, and starts another where it was: what it had saved is there.
-    pub fn start_again(&mut self, port: u16, arguments: &[&str]) {
-        self.end();
-        self.child = spawn_server(port, &self.directory, arguments, &self.environment);
-        self.watchdog = spawn_watchdog(&self.child, &self.directory);
-    }
-
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    pub fn start(directory: &Path, arguments: &[String], environment: &Environment) -> Self {
+        let child = spawn_server(directory, arguments, environment);
+        Process { watchdog: spawn_watchdog(&child, directory), child }
     }
 
     pub fn id(&self) -> u32 {
@@ -60,9 +46,9 @@ impl Process {
     }
 }
 
-impl Process {
+impl Drop for Process {
     /// The watchdog first: the process id is ours only until the child is waited for.
-    fn end(&mut self) {
+    fn drop(&mut self) {
         for child in [&mut self.watchdog, &mut self.child] {
             let _ = child.kill();
             let _ = child.wait();
@@ -70,27 +56,51 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end();
-        let _ = std::fs::remove_dir_all(&self.directory);
+/// A new directory in that of the system for temporary files. Dropped, it is removed.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        static NUMBERS: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("redlock-quorum-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("a temporary directory");
+        Directory(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Throws away what the server has saved.
+    pub fn forget_data(&self) {
+        let _ = std::fs::remove_file(self.0.join("dump.rdb"));
+        let _ = std::fs::remove_dir_all(self.0.join("appendonlydir"));
     }
 }
 
-/// The server to test with: `redis-server`, or what `REDLOCK_TEST_SERVER` names.
-fn server() -> OsString {
-    std::env::var_os("REDLOCK_TEST_SERVER").unwrap_or_else(|| "redis-server".into())
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
-fn spawn_server(port: u16, directory: &Path, arguments: &[&str], environment: &Environment) -> Child {
-    let mut command = Command::new(server());
-    command.envs(environment.iter().cloned());
-    command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-    command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"]).arg(directory);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+/// The server to test with: `redis-server`, or what `REDLOCK_TEST_SERVER` names. That one may have been built without TLS.
+fn program(arguments: &[String]) -> OsString {
+    let speaks_tls = arguments.iter().any(|argument| argument == "--tls-port");
+    let named = std::env::var_os("REDLOCK_TEST_SERVER").filter(|_| !speaks_tls);
+    named.unwrap_or_else(|| "redis-server".into())
+}
+
+fn spawn_server(directory: &Path, arguments: &[String], environment: &Environment) -> Child {
+    let program = program(arguments);
+    let mut command = Command::new(&program);
+    command.envs(environment.iter().cloned()).arg("--dir").arg(directory).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap_or_else(|error| match error.kind() {
-        ErrorKind::NotFound => panic!("{:?} is not installed: run the tests with tests/run", server()),
-        _ => panic!("{:?} does not start: {error}", server()),
+        ErrorKind::NotFound => panic!("{program:?} is not installed: run the tests with tests/run"),
+        _ => panic!("{program:?} does not start: {error}"),
     })
 }
 
@@ -100,15 +110,6 @@ fn spawn_watchdog(child: &Child, directory: &Path) -> Child {
     command.args(["-c", r#"read _; kill -KILL "$0"; rm -r "$1""#, &child.id().to_string()]).arg(directory);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("a shell")
-}
-
-fn new_directory() -> PathBuf {
-    static NUMBERS: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-    let name = format!("redlock-quorum-{}-{number}", std::process::id());
-    let directory = std::env::temp_dir().join(name);
-    std::fs::create_dir_all(&directory).expect("a temporary directory");
-    directory
 }
 
 /// A port that nobody had a moment ago.

@@ -2,6 +2,7 @@
 //! password is ever printed.
 
 use std::fmt;
+use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
@@ -9,12 +10,17 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion}
 use super::tls::{Certificates, ClientPem, Tls};
 use crate::protocol::settings::SettingsError;
 
-/// One node: its address, and what does not belong into a URL.
+/// One node: its address, and what does not belong into a URL. Nothing is checked before the builder connects.
 ///
 /// ```
+/// use std::time::Duration;
 /// use redlock_quorum::NodeConfig;
 ///
-/// let node = NodeConfig::new("10.0.0.4:6379").username("app").password("secret");
+/// let node = NodeConfig::new("10.0.0.4:6379")
+///     .username("app")
+///     .password("secret")
+///     .database(1)
+///     .connect_timeout(Duration::from_secs(5)); // it is far away
 /// assert!(!format!("{node:?}").contains("secret"));
 /// ```
 #[derive(Clone)]
@@ -24,6 +30,7 @@ pub struct NodeConfig {
     password: Option<String>,
     database: Option<i64>,
     trusts_disk: bool,
+    connect_timeout: Option<Duration>,
     #[cfg(feature = "tls")]
     certificates: Certificates,
 }
@@ -37,6 +44,7 @@ impl NodeConfig {
             password: None,
             database: None,
             trusts_disk: false,
+            connect_timeout: None,
             #[cfg(feature = "tls")]
             certificates: Certificates::default(),
         }
@@ -80,10 +88,30 @@ impl NodeConfig {
         self
     }
 
+    /// How long a connection to this node may take, the log-in included, instead of what the builder says for
+    /// [all](crate::RedlockBuilder::connect_timeout): for a node that is far away. Above zero, and at most an hour; checked
+    /// when the builder connects.
+    ///
+    /// How long a node is waited for in a vote is the same for all: see [`node_timeout`](crate::RedlockBuilder::node_timeout).
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = Some(connect_timeout);
+        self
+    }
+
     /// The certificate authorities to trust, in PEM, instead of those that the machine trusts. The address must be
     /// `rediss://`.
     ///
     /// The server's certificate must be signed by one of them, and be valid for the host in the address.
+    ///
+    /// ```
+    /// use redlock_quorum::NodeConfig;
+    ///
+    /// # let (authority, certificate, key) = ("", "", "");
+    /// let node = NodeConfig::new("rediss://10.0.0.4")
+    ///     .ca_certificate(authority) // what std::fs::read brought from a file
+    ///     .client_certificate(certificate, key); // if the server asks for one
+    /// # let _ = node;
+    /// ```
     #[cfg(feature = "tls")]
     pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.certificates.authorities = Some(pem.as_ref().into());
@@ -118,6 +146,7 @@ impl fmt::Debug for NodeConfig {
         config.field("address", &without_password(&self.address)).field("username", &self.username);
         config.field("password", &self.password.as_ref().map(|_| "***")).field("database", &self.database);
         config.field("trust_disk", &self.trusts_disk);
+        config.field("connect_timeout", &self.connect_timeout);
         #[cfg(feature = "tls")]
         config
             .field("ca_certificate", &self.certificates.authorities.as_ref().map(|_| ".."))
@@ -132,6 +161,7 @@ pub(crate) struct Target {
     info: ConnectionInfo,
     name: String,
     trusts_disk: bool,
+    connect_timeout: Option<Duration>,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -179,6 +209,9 @@ impl Target {
             ConnectionAddr::Unix(path) => path.display().to_string(),
             _ => return Err(refused(format_args!("{FORMS}"))),
         };
+        if let Some(timeout) = config.connect_timeout {
+            check_connect_timeout(timeout, format_args!(" for {shown}"))?;
+        }
         let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         if let Some(username) = &config.username {
             login = login.set_username(username);
@@ -199,6 +232,7 @@ impl Target {
             info: info.set_redis_settings(login),
             name,
             trusts_disk: config.trusts_disk || trusts_disk,
+            connect_timeout: config.connect_timeout,
             #[cfg(feature = "tls")]
             tls,
         })
@@ -222,6 +256,11 @@ impl Target {
         self.trusts_disk
     }
 
+    /// How long a connection may take, if this node has a bound of its own.
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+
     pub(crate) fn info(&self) -> &ConnectionInfo {
         &self.info
     }
@@ -230,6 +269,16 @@ impl Target {
     pub(super) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
+}
+
+/// Checks how long a connection may take. `of` ends the sentence, if it is not said of all.
+pub(crate) fn check_connect_timeout(timeout: Duration, of: fmt::Arguments<'_>) -> Result<(), SettingsError> {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    if timeout.is_zero() || timeout > LONGEST {
+        let bound = format_args!("above zero and at most {LONGEST:?}{of}");
+        return Err(SettingsError::new("connect_timeout", timeout, bound));
+    }
+    Ok(())
 }
 
 /// The address as a URL, and whether it asks for TLS: that is not the business of whoever reads it on.
@@ -518,6 +567,21 @@ mod tests {
         assert_eq!((login.username(), login.password(), login.db()), (Some("b"), Some("second"), 2));
         let shown = format!("{config:?}");
         assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
+    }
+
+    #[test]
+    fn a_connection_may_take_an_hour_at_most_and_some_time_at_least() {
+        let node = |timeout| NodeConfig::new("redis://:secret@a").connect_timeout(timeout);
+        let hour = Duration::from_secs(3_600);
+        for timeout in [Duration::from_nanos(1), hour] {
+            let target = Target::parse(&node(timeout)).expect("fine");
+            assert_eq!(target.connect_timeout(), Some(timeout));
+        }
+        for (timeout, value) in [(Duration::ZERO, "0ns"), (hour + Duration::from_secs(1), "3601s")] {
+            let error = Target::parse(&node(timeout)).err().expect("refused");
+            assert_eq!((error.field(), error.value()), ("connect_timeout", value));
+            assert_eq!(error.bound(), "above zero and at most 3600s for redis://:***@a");
+        }
     }
 
     #[test]

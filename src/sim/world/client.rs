@@ -151,6 +151,13 @@ impl World {
         self.tell(client, Event::Extend { ticket, ttl: self.scope.short_ttl() });
     }
 
+    pub(super) fn alarm(&mut self, client: ClientIndex) {
+        if let Some(wish) = &mut self.clients[client].wish {
+            wish.extensions += 1;
+        }
+        self.tell(client, Event::Verify);
+    }
+
     /// What the driver does: brings an event, and performs what comes out, in order.
     pub(super) fn feed(&mut self, client: ClientIndex, number: u32, event: Event) {
         let mut mail = VecDeque::from([event]);
@@ -239,6 +246,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::Attempt(_) => "Attempt",
         Event::Answer { .. } => "Answer",
         Event::Extend { .. } => "Extend",
+        Event::Verify => "Verify",
         Event::Release => "Release",
         Event::Abandon => "Abandon",
     }

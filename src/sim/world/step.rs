@@ -37,6 +37,11 @@ pub enum Step {
         /// Who.
         client: ClientIndex,
     },
+    /// A node tells the holder that somebody may have changed its key, rightly or not.
+    Alarm {
+        /// Whom.
+        client: ClientIndex,
+    },
     /// The holder releases.
     Release {
         /// Who.
@@ -140,6 +145,7 @@ impl fmt::Display for Step {
             Step::Wake { client } => write!(f, "c{} is woken", client + 1),
             Step::Take { client } => write!(f, "c{} takes the lock in hand", client + 1),
             Step::Extend { client } => write!(f, "c{} extends by hand", client + 1),
+            Step::Alarm { client } => write!(f, "c{} hears that its key may have changed", client + 1),
             Step::Release { client } => write!(f, "c{} releases", client + 1),
             Step::Abandon { client } => write!(f, "c{} gives up wanting", client + 1),
             Step::Dial { client, node } => write!(f, "c{} connects to n{}", client + 1, node + 1),

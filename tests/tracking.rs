@@ -1,0 +1,200 @@
+//! A holder learns at once when somebody else changes its keys, long before its next renewal: the servers tell it.
+//!
+//! The ttl is an hour, so the next renewal is twenty minutes away; what is known promptly is known from the servers.
+#![cfg(feature = "redis")]
+
+mod harness;
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use harness::{Cluster, FOREIGN, LONG_TTL, promptly, until};
+use redlock_quorum::{ExtendError, Guard, Redlock, ReleaseOutcome, Renewal};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+const KEY: &str = "redlock:job";
+
+struct Scene {
+    cluster: Cluster,
+    redlock: Redlock,
+}
+
+impl Scene {
+    async fn over(nodes: usize) -> Self {
+        let cluster = Cluster::start(nodes).await;
+        let redlock = cluster.builder().ttl(HOUR).connect().await.expect("all nodes are there");
+        Scene { cluster, redlock }
+    }
+
+    /// Held, and watched by all nodes.
+    async fn held(&self, renewal: Renewal) -> Guard {
+        let guard = promptly(self.redlock.mutex("job").renewal(renewal).acquire()).await.expect("free");
+        self.until_watched().await;
+        guard
+    }
+
+    async fn until_watched(&self) {
+        for server in &self.cluster.servers {
+            let watched = async || server.info("stats", "tracking_total_keys").await == "1";
+            until("a key that the server tracks", watched).await;
+        }
+    }
+
+    /// How often the last node was asked for an extension, or to look whether the key stands.
+    async fn questions(&self) -> u64 {
+        self.cluster.servers.last().expect("a server").calls("evalsha").await
+    }
+}
+
+/// What somebody else does to the keys of a majority.
+const CHANGES: [&[&str]; 5] = [
+    &["DEL redlock:job"],
+    &["FLUSHALL"],
+    &["RENAME redlock:job redlock:elsewhere", "DEL redlock:elsewhere"],
+    &["SET redlock:job foreign"],
+    &["PEXPIRE redlock:job 1"],
+];
+
+#[tokio::test]
+async fn a_loss_is_known_long_before_the_next_renewal() {
+    for changes in CHANGES {
+        for renewal in [Renewal::WhileHeld, Renewal::Never] {
+            let scene = Scene::over(3).await;
+            let guard = scene.held(renewal).await;
+            // Node by node, as by hand.
+            for server in &scene.cluster.servers[..2] {
+                for change in changes {
+                    server.type_in::<redis::Value>(change).await;
+                }
+            }
+            promptly(guard.lost()).await;
+            assert!(!guard.is_valid(), "{changes:?}");
+            assert!(matches!(promptly(guard.extend(HOUR)).await, Err(ExtendError::Lost)), "{changes:?}");
+            drop(guard);
+            scene.cluster.assert_nothing_left().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_taken_away_by_force_is_known_to_be() {
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    let other = scene.cluster.redlock().await;
+    promptly(other.mutex("job").force_release()).await.expect("all nodes answer");
+    promptly(guard.lost()).await;
+    let others = promptly(other.mutex("job").acquire()).await.expect("free");
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::TakenOver);
+    assert_eq!(promptly(others.release()).await.outcome, ReleaseOutcome::Released);
+}
+
+#[tokio::test]
+async fn a_change_on_a_minority_is_looked_after_and_nothing_more() {
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    let before = scene.questions().await;
+    scene.cluster.servers[0].delete(KEY).await;
+    until("a look", async || scene.questions().await > before).await;
+    until("an answer of every node", async || guard.last_answers().denied() == 1).await;
+    assert!(guard.is_valid());
+    assert_eq!(
+        scene.cluster.servers[0].value(KEY).await,
+        None,
+        "healed, before the operator came to the others"
+    );
+    promptly(guard.extend(HOUR)).await.expect("a majority has it");
+    until("the heal", async || scene.cluster.ours().await.len() == 3).await;
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    scene.cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_is_extended_healed_or_looked_at_is_watched_on() {
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    // Each of these writes or reads the keys, after which the servers tell of the next change.
+    promptly(guard.extend(HOUR)).await.expect("held");
+    scene.cluster.servers[0].delete(KEY).await;
+    until("a look", async || guard.last_answers().denied() == 1).await;
+    promptly(guard.extend(HOUR)).await.expect("a majority has it");
+    until("the heal", async || scene.cluster.ours().await.len() == 3).await;
+    scene.until_watched().await;
+    scene.cluster.delete(KEY).await;
+    promptly(guard.lost()).await;
+}
+
+#[tokio::test]
+async fn a_key_that_went_before_it_was_watched_is_missed() {
+    let scene = Scene::over(3).await;
+    let guard = promptly(scene.redlock.mutex("job").acquire()).await.expect("free");
+    until("an answer of every node", async || guard.votes().granted() == 3).await;
+    scene.cluster.delete(KEY).await;
+    promptly(guard.lost()).await;
+}
+
+#[tokio::test]
+async fn what_was_watched_is_watched_again_on_the_next_connection() {
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    for changed_meanwhile in [false, true] {
+        let kill = "CLIENT KILL TYPE normal";
+        join_all(scene.cluster.servers.iter().map(|server| server.type_in::<redis::Value>(kill))).await;
+        if changed_meanwhile {
+            scene.cluster.delete(KEY).await;
+        } else {
+            until("new connections", async || {
+                let tracking = scene.cluster.servers.iter().map(|it| it.info("clients", "tracking_clients"));
+                join_all(tracking).await.iter().all(|clients| clients == "1")
+            })
+            .await;
+            scene.until_watched().await;
+            assert!(guard.is_valid());
+        }
+    }
+    promptly(guard.lost()).await;
+}
+
+#[tokio::test]
+async fn a_key_that_changes_all_the_time_makes_no_storm() {
+    const CHANGES: u64 = 300;
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    let before = scene.questions().await;
+    for _ in 0..CHANGES {
+        scene.cluster.servers[0].set(KEY, FOREIGN).await;
+    }
+    let asked = scene.questions().await - before;
+    // One for each node; the next may come after five minutes.
+    assert!((1..=3).contains(&asked), "asked {asked} times");
+    assert!(guard.is_valid());
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_for_a_moment_is_not_watched() {
+    let scene = Scene::over(3).await;
+    for _ in 0..20 {
+        let guard = promptly(scene.redlock.mutex("job").ttl(LONG_TTL).acquire()).await.expect("free");
+        assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    }
+    // One when it connected, and one for each that a busy machine held for longer than a moment.
+    let caching = scene.cluster.servers[0].calls("client|caching").await;
+    assert!(caching < 10, "{caching} questions for 20 locks");
+}
+
+#[tokio::test]
+async fn releases_and_renewals_of_ones_own_are_no_alarm() {
+    let scene = Scene::over(3).await;
+    for _ in 0..3 {
+        let guard = scene.held(Renewal::WhileHeld).await;
+        promptly(guard.extend(HOUR)).await.expect("held");
+        until("an answer of every node", async || guard.last_answers().granted() == 3).await;
+        let before = scene.questions().await;
+        promptly(guard.extend(HOUR)).await.expect("held");
+        until("an answer of every node", async || guard.last_answers().granted() == 3).await;
+        assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+        scene.cluster.assert_nothing_left().await;
+        assert_eq!(scene.questions().await - before, 2, "an extension and a release");
+    }
+}
