@@ -474,7 +474,7 @@ async fn a_node_may_have_its_own_bound_on_connecting() {
             Some(timeout) => NodeConfig::new(proxy.address()).connect_timeout(timeout),
             None => NodeConfig::new(proxy.address()),
         };
-        let builder = Redlock::builder().nodes(proxies.iter().map(node)).node_timeout(QUICKLY);
+        let builder = harness::over(proxies.iter().map(node)).node_timeout(QUICKLY);
         builder.connect_timeout(all).connect()
     };
     let patient = tokio::spawn(connecting(QUICKLY, Some(HOUR)));
