@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::{join, join_all, select_all};
 use harness::proxy::Proxy;
-use harness::{Cluster, PROMPT, Server, over, promptly, soon, until};
+use harness::{Cluster, PROMPT, SILENT, Server, over, promptly, soon, until};
 use redlock_quorum::RestartProtection::{Off, On};
 use redlock_quorum::{
     AcquireError, Guard, NodeConfig, Redlock, RedlockBuilder, Renewal, RestartProtection, Severity,
@@ -19,7 +19,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Of every lock, and the longest there is. What holds is not renewed, so that nobody mends what a node forgot.
+/// Of every lock, and the longest there is. What holds is not renewed, and the servers do not tell of changed keys, so that
+/// nobody mends or notices what a node forgot.
 const TTL: Duration = Duration::from_secs(2);
 
 /// What one client extends to.
@@ -108,7 +109,7 @@ async fn a_node_that_restarted_empty_does_not_vote() {
 }
 
 async fn restarted_while_held(protection: RestartProtection) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     let (ours, theirs) = (client(&cluster, protection).await, client(&cluster, protection).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
@@ -117,7 +118,7 @@ async fn restarted_while_held(protection: RestartProtection) -> bool {
 }
 
 async fn restarted_unseen(protection: RestartProtection) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     let ours = client(&cluster, protection).await;
     all_vote(&ours).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
@@ -128,7 +129,7 @@ async fn restarted_unseen(protection: RestartProtection) -> bool {
 
 /// That it waited once does not help it the next time.
 async fn restarted_twice(protection: RestartProtection) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     let (ours, theirs) = (client(&cluster, protection).await, client(&cluster, protection).await);
     cluster.servers[1].restart_empty().await;
     join(all_vote(&ours), all_vote(&theirs)).await;
@@ -153,7 +154,7 @@ async fn a_copy_of_a_memory_does_not_vote_and_a_disk_only_by_the_operators_word(
 
 /// A replica that missed the last write becomes the master behind the same address.
 async fn a_stale_replica_takes_over(protection: RestartProtection) -> bool {
-    let (servers, spare) = join(Cluster::start(3), Server::start()).await;
+    let (servers, spare) = join(Cluster::start_with(3, &SILENT), Server::start_with(&SILENT)).await;
     let Cluster { servers } = servers;
     replicate(&spare, &servers[1]).await;
     let proxy = Proxy::before(servers[1].port()).await;
@@ -175,7 +176,7 @@ async fn a_stale_replica_takes_over(protection: RestartProtection) -> bool {
 
 /// Another master takes over the address, one that has been there for long and knows nothing of what was granted.
 async fn another_server_takes_over(protection: RestartProtection) -> bool {
-    let (servers, spare) = join(Cluster::start(3), Server::start()).await;
+    let (servers, spare) = join(Cluster::start_with(3, &SILENT), Server::start_with(&SILENT)).await;
     let Cluster { servers } = servers;
     let proxy = Proxy::before(servers[1].port()).await;
     let addresses = [servers[0].address(), proxy.address(), servers[2].address()];
@@ -198,7 +199,7 @@ async fn replicate(replica: &Server, master: &Server) {
 
 /// As when a container is started again without its volume: the configuration is as it should be, and the data is gone.
 async fn on_an_empty_volume(protection: RestartProtection, arguments: &[&str], trusted: bool) -> bool {
-    let mut cluster = Cluster::start_with(3, arguments).await;
+    let mut cluster = Cluster::start_with(3, &[&SILENT[..], arguments].concat()).await;
     let node = |address: String| {
         let node = NodeConfig::new(address);
         if trusted { node.trust_disk() } else { node }
@@ -222,7 +223,7 @@ async fn what_a_node_does_not_say_and_for_how_long_others_hold_counts_at_its_wor
     );
 }
 
-const BLIND: &str = "ACL SETUSER blind on nopass ~* +@all -info";
+const BLIND: &str = "ACL SETUSER blind on nopass ~* +@all -info -client|tracking";
 
 fn blind(cluster: &Cluster) -> RedlockBuilder {
     over(
@@ -234,7 +235,7 @@ fn blind(cluster: &Cluster) -> RedlockBuilder {
 }
 
 async fn restarted_without_a_word(protection: RestartProtection) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     join_all(cluster.servers.iter().map(|server| server.type_in::<()>(BLIND))).await;
     let connect = async || connected(guarded(blind(&cluster), protection)).await;
     let (ours, theirs) = (connect().await, connect().await);
@@ -247,7 +248,7 @@ async fn restarted_without_a_word(protection: RestartProtection) -> bool {
 
 /// One client extends to [`LONG`]. The other expects nobody to hold for longer than `longest`.
 async fn extended_for_long(protection: RestartProtection, longest: Duration) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     let expecting = async |longest: Duration| {
         connected(guarded(cluster.builder(), protection).ttl(TTL / 2).max_ttl(longest)).await
     };
@@ -270,7 +271,7 @@ async fn a_memory_that_is_lost_under_a_living_connection_is_not_noticed() {
 }
 
 async fn forgets(line: &str) -> bool {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start_with(3, &SILENT).await;
     let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
@@ -279,7 +280,7 @@ async fn forgets(line: &str) -> bool {
 }
 
 async fn copies_another_and_is_promoted_again() -> bool {
-    let (cluster, spare) = join(Cluster::start(3), Server::start()).await;
+    let (cluster, spare) = join(Cluster::start_with(3, &SILENT), Server::start_with(&SILENT)).await;
     let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
@@ -296,7 +297,7 @@ async fn a_node_that_says_it_is_older_than_it_is_does_not_vote_too_early() {
 }
 
 async fn started_at_the_end_of_a_second(protection: RestartProtection) -> bool {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     join_all(cluster.servers.iter().map(of_some_age)).await;
     let ours = client(&cluster, protection).await;
     for _ in 0..5 {

@@ -420,7 +420,7 @@ impl Quirk {
 
 impl Asked {
     fn is_won_among_the_reachable(&self) -> bool {
-        self.granted == (self.nodes - self.unreachable) / 2 + 1
+        self.granted == self.nodes.saturating_sub(self.unreachable) / 2 + 1
     }
 
     fn note(

@@ -53,6 +53,11 @@ const ARGUMENTS: [&str; 17] = [
     "--user", "operator", "on", "nopass", "~*", "&*", "+@all",
 ];
 
+const NO_TRACKING: &str = "-client|tracking";
+
+/// The arguments of a server that does not tell holders when their keys are changed.
+pub const SILENT: [&str; 8] = ["--user", "default", "on", "nopass", "~*", "&*", "+@all", NO_TRACKING];
+
 /// One server without persistence, and its process.
 pub struct Server {
     port: u16,
@@ -130,6 +135,9 @@ impl Server {
         }
         if let Some(line) = LEAST_RIGHTS.as_ref() {
             self.type_in::<()>(line).await;
+            if self.arguments.iter().any(|argument| argument == NO_TRACKING) {
+                self.type_in::<()>(&format!("ACL SETUSER locks {NO_TRACKING}")).await;
+            }
         }
         true
     }
