@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 /// A layer, its files under `src/`, and the modules of ours that it may use.
 ///
-/// `bin -> surface -> driver, keeper, queue -> node, clock, entropy -> protocol -> nothing of ours`
-const LAYERS: [(&str, &[&str], &[&str]); 3] = [
+/// `bin -> surface -> driver, keeper, queue -> node, clock, entropy -> protocol -> nothing of ours`, and beside the surface
+/// and the shell, `sim -> node, clock, entropy -> protocol`.
+const LAYERS: [(&str, &[&str], &[&str]); 4] = [
     ("protocol", &["protocol", "protocol.rs"], &["protocol"]),
     (
         "doors",
         &["node", "node.rs", "clock.rs", "entropy.rs"],
         &["protocol", "node", "clock", "entropy", "sync"],
     ),
+    ("simulator", &["sim", "sim.rs"], &["sim", "node", "entropy", "protocol"]),
     (
         "shell",
         &["driver.rs", "keeper.rs", "queue.rs"],

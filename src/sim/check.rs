@@ -98,10 +98,9 @@ impl Checker {
         }
         for client in 0..clients {
             let holds_until = world.holds_until(client);
-            if holds_until.is_some() && world.scope().exclusive {
-                if let Some(other) = holder.replace(client) {
-                    return Err(Violation::TwoHolders(other, client));
-                }
+            let other = holds_until.and_then(|_| holder.replace(client));
+            if let Some(other) = other.filter(|_| world.scope().exclusive) {
+                return Err(Violation::TwoHolders(other, client));
             }
             self.follow(world, client, holds_until)?;
         }

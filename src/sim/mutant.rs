@@ -189,7 +189,7 @@ impl Mutant {
                     Mutant::HealedCountsAtOnce if *answer == Answer::Healed => *answer = Answer::Present,
                     Mutant::WaitingNodeCounts => *answer = answer.said().clone(),
                     Mutant::SilenceIsANo if extension.is_some() && answer.is_silence() => {
-                        *answer = Answer::Foreign
+                        *answer = Answer::Foreign;
                     }
                     Mutant::OneDenialIsALoss if extension.is_some_and(|asked| asked.denied == 1) => {
                         mail.extend(to_all_others(Answer::Foreign));

@@ -75,7 +75,7 @@ pub fn exhaust(scope: &Arc<Scope>, limits: Limits) -> Found {
         }
         search.found.worlds += 1;
         if search.found.worlds >= limits.worlds
-            || (search.found.worlds % 1024 == 0 && begin.elapsed() >= limits.time)
+            || (search.found.worlds.is_multiple_of(1024) && begin.elapsed() >= limits.time)
         {
             break;
         }

@@ -72,7 +72,7 @@ impl World {
             Step::Pass(span) => self.now = self.after(span),
             Step::Begin { client, wish } => self.begin(client, wish),
             Step::Wake { client } => {
-                self.tell(client, Event::Tick);
+                self.tell(client, &Event::Tick);
                 if !self.scope.mutant.is_some_and(Mutant::oversleeps) {
                     self.notes.push(Note::Woken { client });
                 }
@@ -80,8 +80,8 @@ impl World {
             Step::Take { client } => self.take(client),
             Step::Extend { client } => self.extend(client),
             Step::Alarm { client } => self.alarm(client),
-            Step::Release { client } => self.tell(client, Event::Release),
-            Step::Abandon { client } => self.tell(client, Event::Abandon),
+            Step::Release { client } => self.tell(client, &Event::Release),
+            Step::Abandon { client } => self.tell(client, &Event::Abandon),
             Step::Dial { client, node } => self.dial(client, node),
             Step::Break { client, node } => {
                 self.breaks += u32::from(!self.is_stranded(client, node));

@@ -69,7 +69,8 @@ pub(super) enum LinkState {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Way {
     Open,
-    OneWay,
+    /// Commands, but no answers.
+    There,
     Shut,
 }
 
@@ -118,11 +119,11 @@ impl World {
     }
 
     /// Brings an event to the claim that competes or holds; time also to those that are ending.
-    pub(super) fn tell(&mut self, client: ClientIndex, event: Event) {
+    pub(super) fn tell(&mut self, client: ClientIndex, event: &Event) {
         let state = &self.clients[client];
         let ending = state.ending.iter().map(|wish| wish.number);
         let numbers: Vec<u32> = match &state.wish {
-            Some(wish) if event == Event::Tick => ending.chain([wish.number]).collect(),
+            Some(wish) if *event == Event::Tick => ending.chain([wish.number]).collect(),
             Some(wish) => vec![wish.number],
             None => ending.collect(),
         };
@@ -133,14 +134,14 @@ impl World {
 
     /// The caller reads the clock once more before it believes that it holds.
     pub(super) fn take(&mut self, client: ClientIndex) {
-        self.tell(client, Event::Tick);
+        self.tell(client, &Event::Tick);
         match self.holds_until(client) {
             Some(_) => {
                 if let Some(wish) = &mut self.clients[client].wish {
                     wish.in_hand = true;
                 }
             }
-            None => self.tell(client, Event::Abandon),
+            None => self.tell(client, &Event::Abandon),
         }
     }
 
@@ -148,14 +149,14 @@ impl World {
         let Some(wish) = &mut self.clients[client].wish else { return };
         wish.extensions += 1;
         let ticket = Ticket(wish.extensions);
-        self.tell(client, Event::Extend { ticket, ttl: self.scope.short_ttl() });
+        self.tell(client, &Event::Extend { ticket, ttl: self.scope.short_ttl() });
     }
 
     pub(super) fn alarm(&mut self, client: ClientIndex) {
         if let Some(wish) = &mut self.clients[client].wish {
             wish.extensions += 1;
         }
-        self.tell(client, Event::Verify);
+        self.tell(client, &Event::Verify);
     }
 
     /// What the driver does: brings an event, and performs what comes out, in order.

@@ -91,7 +91,7 @@ impl World {
         for (node, link) in client.links.iter().enumerate() {
             match link.state {
                 LinkState::Down if self.server(node).up => {
-                    offer(weather.dial, Step::Dial { client: index, node })
+                    offer(weather.dial, Step::Dial { client: index, node });
                 }
                 LinkState::Down => {}
                 LinkState::Dialling(_) | LinkState::Up(_) => {
@@ -177,7 +177,7 @@ impl World {
                         offer(Fault::Cut(index, node));
                         offer(Fault::Mute(index, node));
                     }
-                    Way::OneWay | Way::Shut => offer(Fault::Mend(index, node)),
+                    Way::There | Way::Shut => offer(Fault::Mend(index, node)),
                 }),
                 _ => {}
             }

@@ -62,7 +62,7 @@ impl World {
             Fault::Fill(node) => self.servers[node].full = true,
             Fault::Drain(node) => self.servers[node].full = false,
             Fault::Cut(client, node) => self.clients[client].links[node].way = Way::Shut,
-            Fault::Mute(client, node) => self.clients[client].links[node].way = Way::OneWay,
+            Fault::Mute(client, node) => self.clients[client].links[node].way = Way::There,
             Fault::Mend(client, node) => self.clients[client].links[node].way = Way::Open,
             Fault::Pause(client) => self.clients[client].life = Life::Paused(self.now),
             Fault::Continue(client) => self.go_on(client),
