@@ -139,7 +139,7 @@ impl Options {
         });
         let (count, reached) = total.into_inner().expect("no panic");
         let failed = failed.into_inner().expect("no panic");
-        let seconds = begin.elapsed().as_secs_f64();
+        let took = begin.elapsed();
         if let Some(mutant) = mutant {
             match failed {
                 Some((seed, history)) => {
@@ -156,9 +156,9 @@ impl Options {
             return ExitCode::SUCCESS;
         }
         println!(
-            "{count} histories from seed {} on in {seconds:.1} s: {:.0} a second; {} million steps, {} locks won, {} extended by hand, {} lost, {} not won",
+            "{count} histories from seed {} on in {took:.1?}: {} a second; {} million steps, {} locks won, {} extended by hand, {} lost, {} not won",
             self.seed,
-            count as f64 / seconds,
+            u128::from(count) * 1_000 / took.as_millis().max(1),
             reached.steps / 1_000_000,
             reached.won,
             reached.extended,
