@@ -177,18 +177,18 @@ impl Scope {
 
     /// Whether every answer is heard sooner or later, so that a client learns of everything that it did.
     pub fn answers_come_back(&self) -> bool {
-        let loses = |kind: &FaultClass| {
-            !matches!(kind, FaultClass::Deletions | FaultClass::Pauses | FaultClass::Stalls)
+        let loses = |class: &FaultClass| {
+            !matches!(class, FaultClass::Deletions | FaultClass::Pauses | FaultClass::Stalls)
         };
         self.weather.breaks == 0
             && !self.strangers
-            && !self.weather.faults.iter().any(|(kind, _)| loses(kind))
+            && !self.weather.faults.iter().any(|(class, _)| loses(class))
     }
 
     /// Whether clocks may be set, so that keys may stay for longer than anybody would wait.
     pub(super) fn is_beyond_repair(&self) -> bool {
-        let sets_clocks = |kind: &FaultClass| matches!(kind, FaultClass::Jumps | FaultClass::Freezes);
-        self.weather.faults.iter().any(|(kind, _)| sets_clocks(kind))
+        let sets_clocks = |class: &FaultClass| matches!(class, FaultClass::Jumps | FaultClass::Freezes);
+        self.weather.faults.iter().any(|(class, _)| sets_clocks(class))
     }
 
     /// After so long, whatever a dead client or a lost memory stood in the way of must come about: the wait of a restarted

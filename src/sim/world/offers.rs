@@ -6,6 +6,7 @@ use super::client::{Client, Life, LinkState, Way};
 use super::network::Wire;
 use super::{ClientIndex, Span, Step, WireId, World};
 use crate::protocol::claim::Phase;
+use crate::protocol::command::NodeIndex;
 use crate::protocol::time::Instant;
 use crate::sim::choose::Offer;
 use crate::sim::fault::{Fault, FaultClass};
@@ -33,27 +34,16 @@ impl World {
         for wire in &self.wires {
             self.offer_wire(wire, &mut offer);
         }
-        if self.faults < self.scope.most_faults {
-            for &(kind, weight) in &weather.faults {
-                self.faults_of(kind, &mut |fault: Fault| {
-                    offer(if fault.mends() { weather.mending } else { weight }, Step::Fault(fault));
-                });
-            }
-        } else {
-            for &(kind, _) in &weather.faults {
-                self.faults_of(kind, &mut |fault: Fault| {
-                    offer(if fault.mends() { weather.mending } else { 0 }, Step::Fault(fault));
-                });
-            }
+        let spent = self.faults >= self.scope.most_faults;
+        for &(class, weight) in &weather.faults {
+            self.faults_of(class, &mut |fault: Fault| {
+                let beginning = if spent { 0 } else { weight };
+                offer(if fault.mends() { weather.mending } else { beginning }, Step::Fault(fault));
+            });
         }
     }
 
-    pub(super) fn offer_client(
-        &self,
-        index: ClientIndex,
-        client: &Client,
-        offer: &mut impl FnMut(u32, Step),
-    ) {
+    fn offer_client(&self, index: ClientIndex, client: &Client, offer: &mut impl FnMut(u32, Step)) {
         let weather = &self.scope.weather;
         let now = client.dial.read(self.now);
         match &client.wish {
@@ -95,24 +85,27 @@ impl World {
                 }
                 LinkState::Down => {}
                 LinkState::Dialling(_) | LinkState::Up(_) => {
-                    let dead = self.is_stranded(index, node);
-                    let crowded =
-                        self.wires.iter().filter(|wire| wire.broken && wire.id.client == index).count() > 2;
-                    let weight = if dead {
-                        weather.wake
-                    } else if crowded || self.breaks >= self.scope.most_breaks {
-                        0
-                    } else {
-                        weather.breaks
-                    };
-                    offer(weight, Step::Break { client: index, node });
+                    offer(self.break_weight(index, node), Step::Break { client: index, node });
                 }
             }
         }
     }
 
+    /// A connection that leads nowhere breaks soon; another breaks for no reason, as long as not too much is under way.
+    fn break_weight(&self, client: ClientIndex, node: NodeIndex) -> u32 {
+        const MOST_UNDER_WAY: usize = 3;
+        let under_way = self.wires.iter().filter(|wire| wire.broken && wire.id.client == client).count();
+        if self.is_stranded(client, node) {
+            self.scope.weather.wake
+        } else if under_way >= MOST_UNDER_WAY || self.breaks >= self.scope.most_breaks {
+            0
+        } else {
+            self.scope.weather.breaks
+        }
+    }
+
     /// Clients are alike: that they begin in their order loses no history, and spares a search the same ones under other names.
-    pub(super) fn may_begin(&self, client: ClientIndex) -> bool {
+    fn may_begin(&self, client: ClientIndex) -> bool {
         !self.scope.in_order || client == 0 || self.clients[client - 1].begun > 0
     }
 
@@ -126,7 +119,7 @@ impl World {
             || self.servers[node - 1].was_asked_by_the_first
     }
 
-    pub(super) fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
+    fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
         let weather = &self.scope.weather;
         let WireId { client, node, .. } = wire.id;
         let (server, way) = (self.server(node), self.clients[client].links[node].way);
@@ -146,10 +139,10 @@ impl World {
         }
     }
 
-    pub(super) fn faults_of(&self, kind: FaultClass, offer: &mut dyn FnMut(Fault)) {
+    fn faults_of(&self, class: FaultClass, offer: &mut dyn FnMut(Fault)) {
         let clients = || self.clients.iter().enumerate();
         for (node, server) in self.servers.iter().enumerate() {
-            match kind {
+            match class {
                 FaultClass::Crashes if server.up => offer(Fault::Crash(node)),
                 FaultClass::Crashes => offer(Fault::RestartWithMemory(node)),
                 FaultClass::Amnesia if server.up => offer(Fault::Crash(node)),
@@ -182,7 +175,7 @@ impl World {
                 _ => {}
             }
         }
-        match kind {
+        match class {
             FaultClass::Deletions => offer(Fault::Delete),
             FaultClass::Pauses => clients().for_each(|(index, client)| match client.life {
                 Life::Running => offer(Fault::Pause(index)),
