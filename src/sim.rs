@@ -41,4 +41,5 @@ pub mod mutant;
 mod part;
 pub mod scope;
 pub mod search;
+pub mod timeline;
 pub mod world;

@@ -155,6 +155,32 @@ impl World {
         self.server(node).up
     }
 
+    /// Whether a node runs, and that client still waits until it votes.
+    pub fn waits(&self, client: ClientIndex, node: NodeIndex) -> bool {
+        let counts_from = self.clients[client].links[node].counts_from;
+        self.is_up(node) && !self.votes(client, node) && counts_from < Instant::NEVER
+    }
+
+    /// Whether a node does nothing for a while.
+    pub fn is_stalled(&self, node: NodeIndex) -> bool {
+        self.server(node).stalled
+    }
+
+    /// Whether a node has no room for new keys.
+    pub fn is_full(&self, node: NodeIndex) -> bool {
+        self.server(node).full
+    }
+
+    /// Whether a client's process stands still.
+    pub fn is_paused(&self, client: ClientIndex) -> bool {
+        matches!(self.clients[client].life, Life::Paused(_))
+    }
+
+    /// When the clock of a client will show a moment, in the world's time.
+    pub fn when(&self, client: ClientIndex, moment: Instant) -> Instant {
+        self.clients[client].dial.when(moment)
+    }
+
     /// The values that stand at the nodes, and whether nobody can be blamed for them: they came after their release was sent,
     /// over a connection that was given up, or out of an old copy.
     pub fn standing(&self) -> Vec<(NodeIndex, Value, bool)> {
