@@ -9,8 +9,10 @@
 //!   --steps N       how long a history is at most, before everything is mended (400)
 //!   --mutant NAME   with a mistake planted; it must be found. `all` for one after the other
 //!   --show          tell the history of the first seed, step by step
+//!   --picture FILE  draw the history of the first seed (SVG; shrunk, if it fails), or the one in which --mutant is found
 //! ```
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::{History, Reached, random};
 use redlock_quorum::sim::mutant::Mutant;
+use redlock_quorum::sim::timeline::Timeline;
 
 fn main() -> ExitCode {
     let options = match Options::read() {
@@ -32,12 +35,32 @@ fn main() -> ExitCode {
         println!("{}", options.history(options.seed));
         return ExitCode::SUCCESS;
     }
+    if let (Some(file), []) = (&options.picture, &options.mutants[..]) {
+        let history = options.history(options.seed);
+        let shrunk = if history.violation.is_some() { history.shrunk() } else { history };
+        return draw(&shrunk, options.seed, file);
+    }
     if options.mutants.is_empty() {
         return options.search(None);
     }
     let missed =
         options.mutants.iter().filter(|mutant| options.search(Some(**mutant)) == ExitCode::SUCCESS).count();
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes the timeline of a history, and says where.
+fn draw(history: &History, seed: u64, file: &Path) -> ExitCode {
+    let picture = Timeline::of(history).titled(format!("Seed {seed}")).to_svg();
+    match std::fs::write(file, picture) {
+        Ok(()) => {
+            println!("picture: {}", file.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{} cannot be written: {error}", file.display());
+            ExitCode::from(2)
+        }
+    }
 }
 
 struct Options {
@@ -47,6 +70,7 @@ struct Options {
     steps: usize,
     mutants: Vec<Mutant>,
     show: bool,
+    picture: Option<PathBuf>,
 }
 
 impl Options {
@@ -58,6 +82,7 @@ impl Options {
             steps: 400,
             mutants: Vec::new(),
             show: false,
+            picture: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -78,6 +103,7 @@ impl Options {
                     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                     options.seed = u64::try_from(since.as_millis()).unwrap_or_default() << 20;
                 }
+                "--picture" => options.picture = Some(value.into()),
                 "--mutant" if value == "all" => options.mutants = Mutant::ALL.to_vec(),
                 "--mutant" => {
                     let named = Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == value);
@@ -87,6 +113,9 @@ impl Options {
                 }
                 _ => return Err(format!("{word} is no option; see the first lines of examples/simulate.rs")),
             }
+        }
+        if options.picture.is_some() && options.mutants.len() > 1 {
+            return Err("--picture is of one history: name one mutant".to_owned());
         }
         Ok(options)
     }
@@ -144,11 +173,14 @@ impl Options {
             match failed {
                 Some((seed, history)) => {
                     let shrunk = history.shrunk();
-                    let what = shrunk.violation.expect("a history that fails");
+                    let what = shrunk.violation.as_ref().expect("a history that fails");
                     println!(
                         "{mutant:?}: caught after {count} histories by seed {seed} ({} steps): {what}",
                         shrunk.steps.len()
                     );
+                    if let Some(file) = &self.picture {
+                        draw(&shrunk, seed, file);
+                    }
                     return ExitCode::FAILURE;
                 }
                 None => println!("{mutant:?}: NOT CAUGHT in {count} histories"),
@@ -166,11 +198,13 @@ impl Options {
             reached.failed
         );
         let Some((seed, history)) = failed else { return ExitCode::SUCCESS };
-        println!("\nseed {seed}, {} steps, shrunk to\n{}", history.steps.len(), history.shrunk());
+        let shrunk = history.shrunk();
+        println!("\nseed {seed}, {} steps, shrunk to\n{shrunk}", history.steps.len());
         println!(
             "replay: cargo run --release --no-default-features --features sim --example simulate -- --histories 1 --seed {seed} --steps {}",
             self.steps
         );
+        draw(&shrunk, seed, &std::env::temp_dir().join(format!("redlock-quorum-seed-{seed}.svg")));
         ExitCode::FAILURE
     }
 }
