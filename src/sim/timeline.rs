@@ -431,8 +431,8 @@ mod tests {
     use crate::sim::scope::{START, Small};
     use crate::sim::world::WireId;
 
-    /// Lives through a story, in which time may pass as it says. In a small scope nobody may ask again, so that there is
-    /// no calm after it.
+    /// Lives through a story, in which time may pass as it says. In a small scope nobody may ask again, so that
+    /// there is no calm after it.
     fn told(small: &Small, mutant: Option<Mutant>, story: &[Step]) -> History {
         let mut scope = small.scope(mutant);
         let spans =
