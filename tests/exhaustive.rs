@@ -61,7 +61,7 @@ fn larger_cases() -> Vec<Case> {
     vec![
         case("2 clients, 2 nodes: an extension, no timers", 5_294_555,
             Small { nodes: 2, extensions: 1, timers: false, ..small() }),
-        case("3 clients, 1 node: two attempts", 0,
+        case("3 clients, 1 node: two attempts", 24_789_812,
             Small { clients: 3, attempts: 2, ..small() }),
         case("2 clients, 2 nodes of which one restarts empty", 0,
             Small { nodes: 2, faults: a_restart(), ..small() }),
