@@ -90,6 +90,7 @@ impl Stage {
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
                 ("hold_at_least", bound) => wishes.hold_at_least = length(bound),
                 ("renewal", "never") => wishes.renewal = Renewal::Never,
+                ("renewal", pause) => wishes.renewal = Renewal::Every(length(pause)),
                 ("jitter", "0%") => jitter = 0,
                 other => panic!("no such term: {other:?}"),
             }
