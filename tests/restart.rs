@@ -198,6 +198,35 @@ async fn replicate(replica: &Server, master: &Server) {
     until("a replica in step", synced).await;
 }
 
+/// While the address led elsewhere, others may have had votes there that the server which is back knows nothing of. That
+/// what stood in between could not vote when this client looked says nothing of that.
+#[tokio::test]
+async fn a_server_that_is_back_after_one_that_could_not_vote_waits() {
+    let (server, spare) = join(Server::start(), Server::start()).await;
+    replicate(&spare, &server).await;
+    let proxy = Proxy::before(server.port()).await;
+    let redlock = connected(guarded(over([proxy.address()]), On)).await;
+    until("a vote", async || redlock.diagnose().await.voting() == 1).await;
+    let lead_to = async |there: &Server, before: &Server| {
+        proxy.lead_to(there.port());
+        before.type_in::<()>("CLIENT KILL TYPE normal").await;
+    };
+    lead_to(&spare, &server).await;
+    until("a replica in its place", async || {
+        redlock.diagnose().await.nodes()[0].trouble().is_some_and(|why| why.contains("is a replica"))
+    })
+    .await;
+    lead_to(&server, &spare).await;
+    let mut why = None;
+    until("the server that was there before", async || {
+        let diagnosis = redlock.diagnose().await;
+        why = diagnosis.nodes()[0].waits_because().map(str::to_owned);
+        diagnosis.nodes()[0].latency().is_some()
+    })
+    .await;
+    assert_eq!(why.as_deref(), Some("another server than before"));
+}
+
 /// As when a container is started again without its volume: the configuration is as it should be, and the data is gone.
 async fn on_an_empty_volume(protection: RestartProtection, arguments: &[&str], trusted: bool) -> bool {
     let mut cluster = Cluster::start_with(3, &[&SILENT[..], arguments].concat()).await;
