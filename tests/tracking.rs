@@ -189,7 +189,10 @@ async fn a_key_that_changes_all_the_time_makes_no_storm() {
 async fn a_lock_that_is_held_for_a_moment_is_not_watched() {
     let scene = Scene::over(3).await;
     for _ in 0..20 {
-        let guard = promptly(scene.redlock.mutex("job").ttl(LONG_TTL).acquire()).await.expect("free");
+        let mutex = scene.redlock.mutex("job").ttl(LONG_TTL);
+        let guard = promptly(mutex.acquire()).await.expect("free");
+        // For a round trip: whoever would ask at once has asked by then.
+        promptly(mutex.inspect()).await.expect("all nodes answer");
         assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
     }
     // One when it connected, and one for each that a busy machine held for longer than a moment.
