@@ -82,7 +82,12 @@ impl Stage {
                 ("ttl", ttl) => wishes.ttl = length(ttl),
                 ("max_ttl", ttl) => wishes.max_ttl = Some(length(ttl)),
                 ("wait", wait) => match wait.strip_suffix(" without restarts") {
-                    Some(wait) => patience = Patience::UntilWithout(Instant::from_nanos(0) + length(wait)),
+                    Some(wait) => {
+                        // As long as a restarted node waits.
+                        let spare = wishes.ttl + wishes.drift.allowance(Ttl::from_duration(wishes.ttl));
+                        let end = Instant::from_nanos(0) + length(wait);
+                        patience = Patience::UntilWithout { end, spare };
+                    }
                     None => patience = Patience::Until(Instant::from_nanos(0) + length(wait)),
                 },
                 ("try", _) => patience = Patience::Once,
