@@ -33,6 +33,15 @@ impl Patience {
         }
     }
 
+    /// The moment at which it gives up at the latest, however long it rests because nodes wait.
+    #[cfg(feature = "sim")]
+    pub fn ends_at_latest(self) -> Instant {
+        match self {
+            Patience::UntilWithout { end, spare } => end + spare,
+            Patience::Once | Patience::Until(_) => self.ends_at(),
+        }
+    }
+
     /// A rest of this length is taken only because nodes wait after a restart.
     pub fn rest_for_restarts(&mut self, rest: Duration) {
         if let Patience::UntilWithout { end, spare } = self {

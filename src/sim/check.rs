@@ -24,6 +24,8 @@ pub enum Violation {
     ExtendedAfterTheEnd(ClientIndex),
     /// A claim is woken when it asked to be, and asks to be woken at the same moment again and again.
     WokenInVain(ClientIndex),
+    /// A claim was woken, and competes after the end of its wait, or holds although its loss was to be told.
+    Overdue(ClientIndex),
     /// Everything was mended, and a client that wants the free resource does not get it.
     NoProgress(ClientIndex),
     /// Everything was mended and released, and a key stands.
@@ -51,6 +53,7 @@ impl fmt::Display for Violation {
                 write!(f, "c{} sent an extension for a lock that was over", client + 1)
             }
             Violation::WokenInVain(client) => write!(f, "c{} is woken in vain", client + 1),
+            Violation::Overdue(client) => write!(f, "c{} was woken, and does not end in time", client + 1),
             Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
             Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
         }
@@ -173,6 +176,9 @@ impl Checker {
                 seen.woken = (now, times);
                 if times > MOST_WAKES {
                     return Err(Violation::WokenInVain(*client));
+                }
+                if world.is_overdue(*client) {
+                    return Err(Violation::Overdue(*client));
                 }
             }
             Note::Fed { .. } | Note::Sent { .. } | Note::Told { .. } => {}
