@@ -135,14 +135,14 @@ impl World {
         self.clients[client].wish.as_ref().map(|wish| &wish.claim)
     }
 
-    /// Whether a client's claim competes after the end of its wait, or holds after the moment at which its loss is to be told.
-    pub fn is_overdue(&self, client: ClientIndex) -> bool {
-        let (now, margin) = (self.local(client), self.scope.wishes[0].terms.margin);
-        self.clients[client].wish.as_ref().is_some_and(|wish| match wish.claim.phase() {
-            Phase::Claiming => now >= wish.latest,
-            Phase::Held => wish.claim.valid_until().is_some_and(|until| now >= until - margin),
-            Phase::Lost | Phase::Over => false,
-        })
+    /// By when a client's claim is to have given up, or to have told its loss if nothing else comes, on the client's clock.
+    pub fn ends_by(&self, client: ClientIndex) -> Option<Instant> {
+        let wish = self.clients[client].wish.as_ref()?;
+        match wish.claim.phase() {
+            Phase::Claiming => Some(wish.latest),
+            Phase::Held => Some(wish.claim.valid_until()? - self.scope.wishes[0].terms.margin),
+            Phase::Lost | Phase::Over => None,
+        }
     }
 
     /// How many claims a client has begun.
