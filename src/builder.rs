@@ -220,7 +220,8 @@ impl RedlockBuilder {
     }
 
     /// The default [wait](crate::Mutex::wait) of mutexes, above zero. If it is not given, 30 s, not counting the time in which
-    /// only nodes were missing that do not vote yet after a restart.
+    /// only nodes were missing that do not vote yet after a restart, up to the time after which a node votes that was
+    /// restarted once.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self

@@ -82,8 +82,9 @@ impl Mutex {
     }
 
     /// For how long [`acquire`](Mutex::acquire) and [`run`](Mutex::run) wait, the time in the local queue included; above
-    /// zero. By default 30 s, not counting the time in which only nodes were missing that do not vote yet after a restart. When
-    /// it is over the last attempt is rolled back, and the error says why it had failed.
+    /// zero. By default 30 s, not counting the time in which only nodes were missing that do not vote yet after a restart, up to
+    /// the time after which a node votes that was restarted once. When it is over the last attempt is rolled back, and the error
+    /// says why it had failed.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -176,9 +177,13 @@ impl Mutex {
         self.claim(request, patience, place).await
     }
 
-    /// Whoever said for how long means that; whoever did not does not mean to fail because nodes were restarted.
+    /// Whoever said for how long means that; whoever did not does not mean to fail because nodes were restarted. A node that
+    /// is not restarted again votes after the longest life of a key.
     fn patience(&self, now: Instant) -> Result<Patience, SettingsError> {
-        let Some(wait) = self.wait else { return Ok(Patience::UntilWithout(now + DEFAULT_WAIT)) };
+        let Some(wait) = self.wait else {
+            let spare = self.core.terms.longest_life(self.core.terms.max_ttl);
+            return Ok(Patience::UntilWithout { end: now + DEFAULT_WAIT, spare });
+        };
         check_wait(wait)?;
         Ok(Patience::Until(now + wait))
     }
@@ -464,8 +469,10 @@ mod tests {
         let nodes = MemoryNodes::new(1);
         let (silent, asking) = (nodes.redlock(), nodes.builder().wait(ASKED).connect_lazy().expect("good"));
         let now = Instant::from_nanos(5);
+        // The longest ttl, and what a slow clock adds.
+        let (end, spare) = (now + DEFAULT_WAIT, Duration::from_millis(10_102));
         for (mutex, patience) in [
-            (silent.mutex("a"), Patience::UntilWithout(now + DEFAULT_WAIT)),
+            (silent.mutex("a"), Patience::UntilWithout { end, spare }),
             (silent.mutex("a").wait(ASKED), Patience::Until(now + ASKED)),
             (silent.mutex("a").wait(DEFAULT_WAIT), Patience::Until(now + DEFAULT_WAIT)),
             (silent.mutex("a").wait_forever(), Patience::Until(Instant::NEVER)),

@@ -371,6 +371,30 @@ async fn a_release_that_is_refused_is_asked_for_again_under_load() {
 }
 
 #[tokio::test]
+async fn a_release_that_is_refused_is_asked_for_again_after_the_last_handle() {
+    let cluster = Cluster::start(1).await;
+    let builder = as_default_user(&cluster).node_timeout(Duration::from_millis(20));
+    let redlock = builder.connect().await.expect("all are there");
+    let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
+    type_into(&cluster.servers, &["ACL SETUSER default -eval -evalsha", "ACL LOG RESET"]).await;
+    let _ = guard.release().await;
+    drop(redlock);
+    // Once for the release, and again when nobody is left.
+    let refusals = async || {
+        let log: Vec<redis::Value> = cluster.servers[0].type_in("ACL LOG").await;
+        let count = |entry: &redis::Value| {
+            let fields: std::collections::HashMap<String, redis::Value> =
+                redis::from_redis_value_ref(entry).ok()?;
+            redis::from_redis_value_ref::<u64>(fields.get("count")?).ok()
+        };
+        log.iter().filter_map(count).sum::<u64>()
+    };
+    until("a release that is asked for again", async || refusals().await > 2).await;
+    type_into(&cluster.servers, &["ACL SETUSER default +eval +evalsha"]).await;
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
 async fn a_release_that_is_refused_is_asked_for_again_after_the_last_handle_and_a_stall() {
     let cluster = Cluster::start(1).await;
     let redlock = as_default_user(&cluster)

@@ -4,6 +4,7 @@
 
 mod harness;
 
+use std::convert::identity;
 use std::fmt::Debug;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -197,6 +198,35 @@ async fn replicate(replica: &Server, master: &Server) {
     until("a replica in step", synced).await;
 }
 
+/// While the address led elsewhere, others may have had votes there that the server which is back knows nothing of. That
+/// what stood in between could not vote when this client looked says nothing of that.
+#[tokio::test]
+async fn a_server_that_is_back_after_one_that_could_not_vote_waits() {
+    let (server, spare) = join(Server::start(), Server::start()).await;
+    replicate(&spare, &server).await;
+    let proxy = Proxy::before(server.port()).await;
+    let redlock = connected(guarded(over([proxy.address()]), On)).await;
+    until("a vote", async || redlock.diagnose().await.voting() == 1).await;
+    let lead_to = async |there: &Server, before: &Server| {
+        proxy.lead_to(there.port());
+        before.type_in::<()>("CLIENT KILL TYPE normal").await;
+    };
+    lead_to(&spare, &server).await;
+    until("a replica in its place", async || {
+        redlock.diagnose().await.nodes()[0].trouble().is_some_and(|why| why.contains("is a replica"))
+    })
+    .await;
+    lead_to(&server, &spare).await;
+    let mut why = None;
+    until("the server that was there before", async || {
+        let diagnosis = redlock.diagnose().await;
+        why = diagnosis.nodes()[0].waits_because().map(str::to_owned);
+        diagnosis.nodes()[0].latency().is_some()
+    })
+    .await;
+    assert_eq!(why.as_deref(), Some("another server than before"));
+}
+
 /// As when a container is started again without its volume: the configuration is as it should be, and the data is gone.
 async fn on_an_empty_volume(protection: RestartProtection, arguments: &[&str], trusted: bool) -> bool {
     let mut cluster = Cluster::start_with(3, &[&SILENT[..], arguments].concat()).await;
@@ -225,19 +255,15 @@ async fn what_a_node_does_not_say_and_for_how_long_others_hold_counts_at_its_wor
 
 const BLIND: &str = "ACL SETUSER blind on nopass ~* +@all -info -client|tracking";
 
-fn blind(cluster: &Cluster) -> RedlockBuilder {
-    over(
-        cluster
-            .addresses()
-            .into_iter()
-            .map(|address| NodeConfig::new(address).username("blind").password("-")),
-    )
+fn blind(cluster: &Cluster, with: impl Fn(NodeConfig) -> NodeConfig) -> RedlockBuilder {
+    let node = |address: String| with(NodeConfig::new(address).username("blind").password("-"));
+    over(cluster.addresses().into_iter().map(node))
 }
 
 async fn restarted_without_a_word(protection: RestartProtection) -> bool {
     let mut cluster = Cluster::start_with(3, &SILENT).await;
     join_all(cluster.servers.iter().map(|server| server.type_in::<()>(BLIND))).await;
-    let connect = async || connected(guarded(blind(&cluster), protection)).await;
+    let connect = async || connected(guarded(blind(&cluster, identity), protection)).await;
     let (ours, theirs) = (connect().await, connect().await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
@@ -465,13 +491,25 @@ async fn each_change_is_told_once_with_its_reason_and_diagnosed() {
     assert_eq!(heard.with(&[WAITS]), 4);
 }
 
+/// It may not be asked who it is, but it may be asked for its configuration.
+#[tokio::test]
+async fn a_word_is_not_followed_where_only_the_configuration_speaks_and_contradicts_it() {
+    let cluster = Cluster::start(1).await;
+    cluster.servers[0].type_in::<()>(BLIND).await;
+    let redlock = connected(guarded(blind(&cluster, NodeConfig::trust_disk), On)).await;
+    let refused = promptly(redlock.mutex("job").try_acquire()).await.expect_err("it may have forgotten");
+    assert!(matches!(refused, AcquireError::NotReady { .. }), "{refused:#}");
+    let said = format!("{:#}", redlock.diagnose().await);
+    assert!(said.contains("trust_disk is not followed: appendonly is no, not yes"), "{said}");
+}
+
 #[tokio::test]
 async fn a_node_that_does_not_say_who_it_is_waits_at_every_connection_and_is_told_once() {
     let cluster = Cluster::start(1).await;
     let heard = Heard::of(&cluster);
     let server = &cluster.servers[0];
     server.type_in::<()>(BLIND).await;
-    let redlock = connected(guarded(blind(&cluster), On)).await;
+    let redlock = connected(guarded(blind(&cluster, identity), On)).await;
     let votes = async || redlock.diagnose().await.voting() == 1;
     until("a vote", votes).await;
     server.type_in::<()>("CLIENT KILL USER blind").await;

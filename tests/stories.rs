@@ -82,7 +82,12 @@ impl Stage {
                 ("ttl", ttl) => wishes.ttl = length(ttl),
                 ("max_ttl", ttl) => wishes.max_ttl = Some(length(ttl)),
                 ("wait", wait) => match wait.strip_suffix(" without restarts") {
-                    Some(wait) => patience = Patience::UntilWithout(Instant::from_nanos(0) + length(wait)),
+                    Some(wait) => {
+                        // As long as a restarted node waits.
+                        let spare = wishes.ttl + wishes.drift.allowance(Ttl::from_duration(wishes.ttl));
+                        let end = Instant::from_nanos(0) + length(wait);
+                        patience = Patience::UntilWithout { end, spare };
+                    }
                     None => patience = Patience::Until(Instant::from_nanos(0) + length(wait)),
                 },
                 ("try", _) => patience = Patience::Once,
@@ -90,6 +95,7 @@ impl Stage {
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
                 ("hold_at_least", bound) => wishes.hold_at_least = length(bound),
                 ("renewal", "never") => wishes.renewal = Renewal::Never,
+                ("renewal", pause) => wishes.renewal = Renewal::Every(length(pause)),
                 ("jitter", "0%") => jitter = 0,
                 other => panic!("no such term: {other:?}"),
             }

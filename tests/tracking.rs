@@ -156,6 +156,20 @@ async fn what_was_watched_is_watched_again_on_the_next_connection() {
 }
 
 #[tokio::test]
+async fn what_is_not_held_any_more_is_not_watched_again() {
+    let scene = Scene::over(1).await;
+    let server = &scene.cluster.servers[0];
+    let guard = scene.held(Renewal::WhileHeld).await;
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    server.type_in::<redis::Value>("CLIENT KILL TYPE normal").await;
+    until("a new connection", async || server.info("clients", "tracking_clients").await == "1").await;
+    // What was watched would have been read by now: it comes before the first command.
+    let guard = promptly(scene.redlock.mutex("another").acquire()).await.expect("free");
+    assert_eq!(server.info("stats", "tracking_total_keys").await, "0");
+    drop(guard);
+}
+
+#[tokio::test]
 async fn a_key_that_changes_all_the_time_makes_no_storm() {
     const CHANGES: u64 = 300;
     let scene = Scene::over(3).await;
@@ -175,7 +189,10 @@ async fn a_key_that_changes_all_the_time_makes_no_storm() {
 async fn a_lock_that_is_held_for_a_moment_is_not_watched() {
     let scene = Scene::over(3).await;
     for _ in 0..20 {
-        let guard = promptly(scene.redlock.mutex("job").ttl(LONG_TTL).acquire()).await.expect("free");
+        let mutex = scene.redlock.mutex("job").ttl(LONG_TTL);
+        let guard = promptly(mutex.acquire()).await.expect("free");
+        // For a round trip: whoever would ask at once has asked by then.
+        promptly(mutex.inspect()).await.expect("all nodes answer");
         assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
     }
     // One when it connected, and one for each that a busy machine held for longer than a moment.

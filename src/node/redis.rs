@@ -828,7 +828,7 @@ where
     let mode = told("redis_mode").or_else(|| field(&hello, "mode"));
     let run_id = told("run_id");
     let distrust = config.as_ref().and_then(voter::distrust);
-    let introduction = info.as_ref().and_then(|info| voter::introduction(info, distrust.as_deref()));
+    let introduction = info.as_ref().and_then(voter::introduction);
     let has_a_limit = told("maxmemory").is_some_and(|bytes| bytes != "0");
     let evicts_by = told("maxmemory_policy").filter(|policy| has_a_limit && policy != "noeviction");
     Ok(Link { connection, driver, form, tells, role, mode, run_id, introduction, distrust, evicts_by })

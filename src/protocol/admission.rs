@@ -38,8 +38,6 @@ pub struct Introduction {
     pub uptime: Duration,
     /// It has been a master since it started, as far as it knows: its memory is not a copy of another's.
     pub always_master: bool,
-    /// Nothing in its configuration contradicts that it forgets nothing: every write is on its disk before it is answered.
-    pub durable: bool,
 }
 
 /// Tells one memory from another. A restart changes the first part; a replica that is promoted or resynchronised, and a server
@@ -105,10 +103,12 @@ impl Admission {
         Admission { known: None, ..self.clone() }
     }
 
-    /// A connection was made, and what the server says of itself was heard now; `None` if it does not say.
-    pub fn admit(&mut self, now: Instant, introduction: Option<&Introduction>) -> Standing {
+    /// A connection was made, and what the server says of itself was heard now; `None` if it does not say. `durable` unless its
+    /// configuration contradicts that it forgets nothing: a server may tell that and not who it is.
+    pub fn admit(&mut self, now: Instant, introduction: Option<&Introduction>, durable: bool) -> Standing {
+        let trusted = self.trusted && durable;
         let Some(introduction) = introduction else {
-            return if self.trusted {
+            return if trusted {
                 Standing { counts_from: now, reason: Reason::Trusted }
             } else {
                 Standing { counts_from: now + self.wait, reason: Reason::Silent }
@@ -119,7 +119,7 @@ impl Admission {
                 Standing { counts_from: *counts_from, reason: Reason::Known }
             }
             // What the operator says of a disk is no word on a memory that was copied from elsewhere.
-            _ if self.trusted && introduction.durable && introduction.always_master => {
+            _ if trusted && introduction.always_master => {
                 Standing { counts_from: now, reason: Reason::Trusted }
             }
             Some(_) => Standing { counts_from: now + self.wait, reason: Reason::Changed },
@@ -155,7 +155,7 @@ mod tests {
 
     fn server(run_id: &str, replication_id: &str, uptime: u64) -> Introduction {
         let identity = Identity { run_id: run_id.into(), replication_id: replication_id.into() };
-        Introduction { identity, uptime: Duration::from_secs(uptime), always_master: true, durable: true }
+        Introduction { identity, uptime: Duration::from_secs(uptime), always_master: true }
     }
 
     fn promoted(run_id: &str, uptime: u64) -> Introduction {
@@ -181,7 +181,7 @@ mod tests {
             (12, 0),
             (100_000, 0),
         ] {
-            let standing = admission().admit(at(5), Some(&server("a", "r", uptime)));
+            let standing = admission().admit(at(5), Some(&server("a", "r", uptime)), true);
             assert_eq!(standing, Standing { counts_from: at(5 + waits), reason: Reason::Age }, "{uptime} s");
         }
     }
@@ -189,8 +189,8 @@ mod tests {
     #[test]
     fn a_server_that_is_known_counts_from_when_it_did() {
         let mut admission = admission();
-        let first = admission.admit(at(0), Some(&server("a", "r", 3)));
-        let again = admission.admit(at(1_000), Some(&server("a", "r", 4)));
+        let first = admission.admit(at(0), Some(&server("a", "r", 3)), true);
+        let again = admission.admit(at(1_000), Some(&server("a", "r", 4)), true);
         assert_eq!(again, Standing { counts_from: first.counts_from, reason: Reason::Known });
     }
 
@@ -203,26 +203,26 @@ mod tests {
             ("it copied another's memory", server("a", "s", 100_000)),
         ] {
             let mut admission = admission();
-            admission.admit(at(0), Some(&server("a", "r", 100_000)));
-            let standing = admission.admit(at(50), Some(&other));
+            admission.admit(at(0), Some(&server("a", "r", 100_000)), true);
+            let standing = admission.admit(at(50), Some(&other), true);
             assert_eq!(standing, Standing { counts_from: at(50 + WAIT), reason: Reason::Changed }, "{story}");
-            let back = admission.admit(at(60), Some(&server("a", "r", 100_000)));
+            let back = admission.admit(at(60), Some(&server("a", "r", 100_000)), true);
             assert_eq!(back.counts_from, at(60 + WAIT), "{story}, and back again");
         }
     }
 
     #[test]
     fn a_memory_that_is_a_copy_has_no_age() {
-        let standing = admission().admit(at(5), Some(&promoted("a", 100_000)));
+        let standing = admission().admit(at(5), Some(&promoted("a", 100_000)), true);
         assert_eq!(standing, Standing { counts_from: at(5 + WAIT), reason: Reason::Copied });
-        assert_eq!(trusting().admit(at(5), Some(&promoted("a", 100_000))), standing);
+        assert_eq!(trusting().admit(at(5), Some(&promoted("a", 100_000)), true), standing);
     }
 
     #[test]
     fn a_server_that_does_not_say_who_it_is_waits_at_every_connection() {
         let mut admission = admission();
         for now in [0, 1_000, 50_000] {
-            let standing = admission.admit(at(now), None);
+            let standing = admission.admit(at(now), None, true);
             assert_eq!(standing, Standing { counts_from: at(now + WAIT), reason: Reason::Silent });
         }
     }
@@ -232,19 +232,26 @@ mod tests {
         let mut admission = trusting();
         for (now, introduction) in [(0, Some(server("a", "r", 0))), (7, Some(server("b", "s", 0))), (9, None)]
         {
-            let standing = admission.admit(at(now), introduction.as_ref());
+            let standing = admission.admit(at(now), introduction.as_ref(), true);
             assert_eq!(standing, Standing { counts_from: at(now), reason: Reason::Trusted });
         }
-        let forgetful = Introduction { durable: false, ..server("c", "t", 0) };
-        let standing = admission.admit(at(10), Some(&forgetful));
-        assert_eq!(standing, Standing { counts_from: at(10 + WAIT), reason: Reason::Changed });
+    }
+
+    #[test]
+    fn a_word_that_the_configuration_contradicts_is_not_followed() {
+        let mut admission = trusting();
+        admission.admit(at(0), Some(&server("a", "r", 100_000)), true);
+        for (introduction, reason) in [(Some(server("b", "s", 0)), Reason::Changed), (None, Reason::Silent)] {
+            let standing = admission.admit(at(10), introduction.as_ref(), false);
+            assert_eq!(standing, Standing { counts_from: at(10 + WAIT), reason });
+        }
     }
 
     #[test]
     fn without_the_protection_everybody_counts_at_once() {
         let mut admission = Admission::new(RestartProtection::Off, LONGEST, DRIFT, false);
-        assert_eq!(admission.admit(at(3), Some(&server("a", "r", 0))).counts_from, at(3));
-        assert_eq!(admission.admit(at(4), Some(&promoted("b", 0))).counts_from, at(4));
-        assert_eq!(admission.admit(at(5), None).counts_from, at(5));
+        assert_eq!(admission.admit(at(3), Some(&server("a", "r", 0)), true).counts_from, at(3));
+        assert_eq!(admission.admit(at(4), Some(&promoted("b", 0)), true).counts_from, at(4));
+        assert_eq!(admission.admit(at(5), None, true).counts_from, at(5));
     }
 }

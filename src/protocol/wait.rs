@@ -15,9 +15,13 @@ pub enum Patience {
     Once,
     /// `acquire`: until this moment.
     Until(Instant),
-    /// `acquire` by a caller who did not say for how long: until this moment, and as much longer as it rests only because
-    /// nodes wait after a restart.
-    UntilWithout(Instant),
+    /// `acquire` by a caller who did not say for how long.
+    UntilWithout {
+        /// Until this moment, and as much longer as it rests only because nodes wait after a restart.
+        end: Instant,
+        /// But longer by no more than this: a node that is restarted again and again must not make it a wait without end.
+        spare: Duration,
+    },
 }
 
 impl Patience {
@@ -25,14 +29,24 @@ impl Patience {
     pub fn ends_at(self) -> Instant {
         match self {
             Patience::Once => Instant::NEVER,
-            Patience::Until(moment) | Patience::UntilWithout(moment) => moment,
+            Patience::Until(end) | Patience::UntilWithout { end, .. } => end,
+        }
+    }
+
+    /// The moment at which it gives up at the latest, however long it rests because nodes wait.
+    #[cfg(feature = "sim")]
+    pub fn ends_at_latest(self) -> Instant {
+        match self {
+            Patience::UntilWithout { end, spare } => end + spare,
+            Patience::Once | Patience::Until(_) => self.ends_at(),
         }
     }
 
     /// A rest of this length is taken only because nodes wait after a restart.
     pub fn rest_for_restarts(&mut self, rest: Duration) {
-        if let Patience::UntilWithout(moment) = self {
-            *moment = *moment + rest;
+        if let Patience::UntilWithout { end, spare } = self {
+            let more = rest.min(*spare);
+            (*end, *spare) = (*end + more, *spare - more);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::world::{ClientIndex, Note, World};
-use crate::protocol::claim::{Loss, Notice};
+use crate::protocol::claim::{Claim, Loss, Notice};
 use crate::protocol::command::{Command, NodeIndex, Value};
 use crate::protocol::time::Instant;
 
@@ -24,6 +24,9 @@ pub enum Violation {
     ExtendedAfterTheEnd(ClientIndex),
     /// A claim is woken when it asked to be, and asks to be woken at the same moment again and again.
     WokenInVain(ClientIndex),
+    /// A claim was woken, and competes after the end of its wait, or holds although its loss was to be told; or it does not ask
+    /// to be woken by then.
+    Overdue(ClientIndex),
     /// Everything was mended, and a client that wants the free resource does not get it.
     NoProgress(ClientIndex),
     /// Everything was mended and released, and a key stands.
@@ -51,6 +54,7 @@ impl fmt::Display for Violation {
                 write!(f, "c{} sent an extension for a lock that was over", client + 1)
             }
             Violation::WokenInVain(client) => write!(f, "c{} is woken in vain", client + 1),
+            Violation::Overdue(client) => write!(f, "c{} does not end in time", client + 1),
             Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
             Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
         }
@@ -103,6 +107,10 @@ impl Checker {
                 return Err(Violation::TwoHolders(other, client));
             }
             self.follow(world, client, holds_until)?;
+            let wakes_at = world.claim(client).map_or(Instant::NEVER, Claim::wake_at);
+            if world.ends_by(client).is_some_and(|end| wakes_at > end) {
+                return Err(Violation::Overdue(client));
+            }
         }
         Ok(())
     }
@@ -173,6 +181,9 @@ impl Checker {
                 seen.woken = (now, times);
                 if times > MOST_WAKES {
                     return Err(Violation::WokenInVain(*client));
+                }
+                if world.ends_by(*client).is_some_and(|end| now >= end) {
+                    return Err(Violation::Overdue(*client));
                 }
             }
             Note::Fed { .. } | Note::Sent { .. } | Note::Told { .. } => {}

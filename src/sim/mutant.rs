@@ -300,7 +300,7 @@ impl Mutant {
             Mutant::ChangeIsJudgedByAge => *admission = admission.forgetting(),
             _ => {}
         }
-        admission.admit(now, Some(&introduction))
+        admission.admit(now, Some(&introduction), false)
     }
 
     /// The server behind a node.

@@ -77,7 +77,10 @@ impl WishFor {
     pub(super) fn at(&self, now: Instant) -> (Arc<Terms>, Patience) {
         let patience = match self.wait {
             None => Patience::Once,
-            Some(wait) if self.without_restarts => Patience::UntilWithout(now + wait),
+            Some(wait) if self.without_restarts => {
+                let spare = self.terms.longest_life(self.terms.max_ttl);
+                Patience::UntilWithout { end: now + wait, spare }
+            }
             Some(wait) => Patience::Until(now + wait),
         };
         (self.terms.clone(), patience)

@@ -135,6 +135,16 @@ impl World {
         self.clients[client].wish.as_ref().map(|wish| &wish.claim)
     }
 
+    /// By when a client's claim is to have given up, or to have told its loss if nothing else comes, on the client's clock.
+    pub fn ends_by(&self, client: ClientIndex) -> Option<Instant> {
+        let wish = self.clients[client].wish.as_ref()?;
+        match wish.claim.phase() {
+            Phase::Claiming => Some(wish.latest),
+            Phase::Held => Some(wish.claim.valid_until()? - self.scope.wishes[0].terms.margin),
+            Phase::Lost | Phase::Over => None,
+        }
+    }
+
     /// How many claims a client has begun.
     pub fn begun(&self, client: ClientIndex) -> u32 {
         self.clients[client].begun

@@ -13,7 +13,7 @@ use crate::protocol::command::{Refusal, Unknown};
 use crate::protocol::time::Instant;
 
 /// What a server says of itself: `None` if it does not say who it is.
-pub(super) fn introduction(info: &InfoDict, distrust: Option<&str>) -> Option<Introduction> {
+pub(super) fn introduction(info: &InfoDict) -> Option<Introduction> {
     let told = |name: &str| info.get::<String>(name);
     let identity = Identity { run_id: told("run_id")?.into(), replication_id: told("master_replid")?.into() };
     let is_master = told("role").as_deref() == Some("master");
@@ -22,7 +22,6 @@ pub(super) fn introduction(info: &InfoDict, distrust: Option<&str>) -> Option<In
         uptime: Duration::from_secs(info.get("uptime_in_seconds").unwrap_or(0)),
         // A server that was a replica remembers where it left its master.
         always_master: is_master && told("second_repl_offset").as_deref() == Some("-1"),
-        durable: distrust.is_none(),
     })
 }
 
@@ -117,7 +116,7 @@ impl Voter {
             );
         }
         self.distrust = distrust.map(Arc::from);
-        let standing = self.admission.admit(now, introduction);
+        let standing = self.admission.admit(now, introduction, distrust.is_none());
         if now < standing.counts_from && standing.reason != Reason::Known {
             self.why = self.why_it_waits(now, standing.reason, introduction).into();
         }
@@ -203,21 +202,21 @@ mod tests {
             "role:master\r\nmaster_replid:r".to_owned(),
             format!("second_repl_offset:{offset}"),
         ];
-        introduction(&info(&lines.join("\r\n")), None).expect("it says who it is")
+        introduction(&info(&lines.join("\r\n"))).expect("it says who it is")
     }
 
     #[test]
     fn who_a_server_is_is_read_from_its_info() {
         let read = server("a", 7, -1);
         assert_eq!((&*read.identity.run_id, &*read.identity.replication_id), ("a", "r"));
-        assert_eq!((read.uptime, read.always_master, read.durable), (Duration::from_secs(7), true, true));
+        assert_eq!((read.uptime, read.always_master), (Duration::from_secs(7), true));
         assert!(!server("a", 7, 4_711).always_master, "it was a replica once");
         let replica = "run_id:a\r\nmaster_replid:r\r\nrole:slave\r\nsecond_repl_offset:-1";
-        assert!(!introduction(&info(replica), None).expect("it says who it is").always_master);
+        assert!(!introduction(&info(replica)).expect("it says who it is").always_master);
         for silent in ["", "run_id:a", "master_replid:r\r\nrole:master"] {
-            assert_eq!(introduction(&info(silent), None), None, "{silent}");
+            assert_eq!(introduction(&info(silent)), None, "{silent}");
         }
-        let bare = introduction(&info("run_id:a\r\nmaster_replid:r"), None).expect("it says who it is");
+        let bare = introduction(&info("run_id:a\r\nmaster_replid:r")).expect("it says who it is");
         assert_eq!((bare.uptime, bare.always_master), (Duration::ZERO, false), "at its worst");
     }
 

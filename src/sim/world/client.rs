@@ -37,6 +37,8 @@ pub(super) enum Life {
 pub(super) struct Wish {
     pub(super) number: u32,
     pub(super) claim: Claim,
+    /// By then it is to have given up.
+    pub(super) latest: Instant,
     /// The claim said that it is won.
     pub(super) won: bool,
     /// The caller knows it.
@@ -109,12 +111,13 @@ impl World {
         let now = self.local(client);
         let (terms, patience) = self.scope.wishes[wish].at(now);
         let signature = Signature::new(&name(client), None);
+        let latest = patience.ends_at_latest();
         let claim = Claim::new(Self::key(), signature, terms, patience);
         let state = &mut self.clients[client];
         let number = state.begun;
         state.begun += 1;
         state.quirk.begin();
-        state.wish = Some(Wish { number, claim, won: false, in_hand: false, extensions: 0 });
+        state.wish = Some(Wish { number, claim, latest, won: false, in_hand: false, extensions: 0 });
         self.feed(client, number, Event::Tick);
     }
 

@@ -227,7 +227,7 @@ impl World {
         let link = &mut self.clients[client].links[node];
         let standing = match mutant {
             Some(mutant) => mutant.admit(&mut link.admission, now, introduction),
-            None => link.admission.admit(now, Some(introduction)),
+            None => link.admission.admit(now, Some(introduction), false),
         };
         link.counts_from = standing.counts_from;
         link.state = LinkState::Up(id);

@@ -180,7 +180,7 @@ impl Server {
             replication_id: format!("history {}", self.history).into(),
         };
         let uptime = Duration::from_secs(uptime);
-        Introduction { identity, uptime, always_master: self.always_master, durable: false }
+        Introduction { identity, uptime, always_master: self.always_master }
     }
 
     /// Whether a command would need room for a new key.
