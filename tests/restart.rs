@@ -156,7 +156,7 @@ async fn a_copy_of_a_memory_does_not_vote_and_a_disk_only_by_the_operators_word(
 async fn a_stale_replica_takes_over(protection: RestartProtection) -> bool {
     let (servers, spare) = join(Cluster::start_with(3, &SILENT), Server::start_with(&SILENT)).await;
     let Cluster { servers } = servers;
-    replicate(&spare, &servers[1]).await;
+    spare.follow(&servers[1]).await;
     let proxy = Proxy::before(servers[1].port()).await;
     let addresses = [servers[0].address(), proxy.address(), servers[2].address()];
     let connect = async || connected(guarded(over(addresses.clone()), protection)).await;
@@ -188,13 +188,6 @@ async fn another_server_takes_over(protection: RestartProtection) -> bool {
     proxy.lead_to(spare.port());
     servers[1].type_in::<()>("CLIENT KILL TYPE normal").await;
     two_hold(&guard, &[&theirs]).await
-}
-
-async fn replicate(replica: &Server, master: &Server) {
-    master.type_in::<()>("CONFIG SET repl-diskless-sync-delay 0").await;
-    replica.type_in::<()>(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
-    let synced = async || replica.info("replication", "master_link_status").await == "up";
-    until("a replica in step", synced).await;
 }
 
 /// As when a container is started again without its volume: the configuration is as it should be, and the data is gone.
@@ -284,7 +277,7 @@ async fn copies_another_and_is_promoted_again() -> bool {
     let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
-    replicate(&cluster.servers[1], &spare).await;
+    cluster.servers[1].follow(&spare).await;
     cluster.servers[1].type_in::<()>("REPLICAOF NO ONE").await;
     two_hold(&guard, &[&theirs]).await
 }
@@ -493,7 +486,7 @@ async fn a_node_that_does_not_say_who_it_is_waits_at_every_connection_and_is_tol
 async fn a_diagnosis_names_what_is_wrong_with_each_node_and_what_to_do() {
     const EVICTING: [&str; 4] = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"];
     let (mut cluster, spare) = join(Cluster::start_with(6, &EVICTING), Server::start()).await;
-    replicate(&cluster.servers[4], &spare).await;
+    cluster.servers[4].follow(&spare).await;
     let with_secret = |address: String| NodeConfig::new(address).username("default").password("hunter2");
     let mut nodes: Vec<_> = cluster.addresses().into_iter().map(with_secret).collect();
     let last = nodes.pop().expect("six");
