@@ -117,7 +117,8 @@ impl Mutex {
     }
 
     /// Excludes others for so long from when the lock was won, even if it is released sooner: hosts whose clocks are a little
-    /// apart start the same job once. After the release the keys stay for the rest and then expire by themselves.
+    /// apart start the same job once. After the release the keys stay for the rest and then expire by themselves. A node that
+    /// does not hear of the release keeps its key only as long as it has left of the ttl.
     ///
     /// At most the [`max_ttl`](crate::RedlockBuilder::max_ttl).
     ///

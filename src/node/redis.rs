@@ -481,8 +481,6 @@ impl Actor {
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
     async fn serve(&mut self, mut link: Link, standing: Standing) -> Result<&'static str, Abandoned> {
-        // What was watched over the connection before is read again on this one.
-        let mut waiting: Vec<Job> = if link.tells { self.watching_jobs(link.form) } else { Vec::new() };
         let mut batches: VecDeque<Batch> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         let mut lost = false;
@@ -494,11 +492,15 @@ impl Actor {
         let mut ask_again = std::pin::pin!(sleep(Duration::ZERO));
         let mut ask_again_is_set = false;
         let mut pause = self.timeouts.node;
-        let mut to_ask = self.owed.len();
+        let owed = self.owed.len();
+        let mut waiting = self.owed_jobs(owed, link.form);
+        // What was watched over the connection before is read again on this one.
+        waiting.extend(if link.tells { self.watching_jobs(link.form) } else { Vec::new() });
+        let mut to_ask = 0;
         let mut admitted = self.clock.sleep_until(standing.counts_from);
         let mut is_admitted = false;
-        if to_ask > 0 {
-            tracing::info!(node = self.target.name(), releases = to_ask, "sending owed releases");
+        if owed > 0 {
+            tracing::info!(node = self.target.name(), releases = owed, "sending owed releases");
         }
 
         let reason = loop {

@@ -270,9 +270,9 @@ impl Mutant {
     /// Until when whoever waits for a claim believes that it holds.
     pub(super) fn believes_until(self, claim: &Claim, quirk: &Quirk, scope: &Scope) -> Option<Instant> {
         let told = claim.valid_until().filter(|_| claim.phase() == Phase::Held);
-        let ttl = scope.max_ttl().as_duration();
-        let certain = ttl.saturating_sub(scope.drift().allowance(scope.max_ttl()));
         let (Some(won_at), Some(attempt)) = (quirk.won_at, &quirk.attempt) else { return told };
+        let ttl = attempt.ttl.as_duration();
+        let certain = ttl.saturating_sub(scope.drift().allowance(attempt.ttl));
         match self {
             _ if claim.phase() == Phase::Over => None,
             Mutant::ValidFromTheReply => told.max(Some(won_at + certain)),
@@ -361,6 +361,8 @@ struct Asked {
     round: RoundId,
     key: Key,
     value: Value,
+    /// Zero for an extension.
+    ttl: Ttl,
     first_sent_at: Instant,
     last_sent_at: Instant,
     silent: Vec<NodeIndex>,
@@ -380,11 +382,11 @@ impl Quirk {
 
     fn see(&mut self, action: &Action, now: Instant) {
         match action {
-            Action::Send { node, round, command: Command::Acquire { key, value, .. } } => {
-                Asked::note(&mut self.attempt, (*round, *node), (key, value), now);
+            Action::Send { node, round, command: Command::Acquire { key, value, ttl } } => {
+                Asked::note(&mut self.attempt, (*round, *node), (key, value, *ttl), now);
             }
             Action::Send { node, round, command: Command::Extend { key, value, .. } } => {
-                Asked::note(&mut self.extension, (*round, *node), (key, value), now);
+                Asked::note(&mut self.extension, (*round, *node), (key, value, Ttl::ZERO), now);
             }
             Action::Tell(Notice::Won) => self.won_at = Some(now),
             _ => {}
@@ -426,7 +428,7 @@ impl Asked {
     fn note(
         last: &mut Option<Asked>,
         (round, node): (RoundId, NodeIndex),
-        (key, value): (&Key, &Value),
+        (key, value, ttl): (&Key, &Value, Ttl),
         now: Instant,
     ) {
         let known = last.take().filter(|asked| asked.round == round);
@@ -434,6 +436,7 @@ impl Asked {
             round,
             key: key.clone(),
             value: value.clone(),
+            ttl,
             first_sent_at: now,
             last_sent_at: now,
             silent: Vec::new(),

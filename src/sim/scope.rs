@@ -208,14 +208,15 @@ impl Scope {
         if longest.is_zero() { longest } else { longest + longest / 20 + Duration::from_millis(20) }
     }
 
-    /// The ttl of all claims.
+    /// The longest ttl of all claims.
     pub fn max_ttl(&self) -> Ttl {
         self.wishes[0].terms.max_ttl
     }
 
-    /// What a holder extends for by hand: less than it has, which must not shorten anything.
-    pub(super) fn short_ttl(&self) -> Ttl {
-        Ttl::from_millis(self.max_ttl().as_millis() / 2)
+    /// What a holder extends for by hand: half of the longest ttl, which must not shorten anything, and all of it in turn.
+    pub(super) fn extension(&self, number: u64) -> Ttl {
+        let longest = self.max_ttl();
+        if number.is_multiple_of(2) { longest } else { Ttl::from_millis(longest.as_millis() / 2) }
     }
 
     /// The allowance for clocks.
@@ -335,7 +336,7 @@ impl Small {
     }
 }
 
-/// The ttl of drawn scopes, long against every other length of time there is.
+/// The longest ttl of drawn scopes, long against every other length of time there is.
 const TTL: Duration = Duration::from_secs(2);
 
 /// Short against the ttl, so that a rest does not make a history long.
@@ -346,7 +347,8 @@ fn drawn_wishes(chance: &mut Seeded, nodes: usize) -> Vec<WishFor> {
     (0..2)
         .map(|_| {
             let wishes = Wishes {
-                ttl: TTL,
+                ttl: chance.one_of(&[TTL, TTL, TTL / 2]),
+                max_ttl: Some(TTL),
                 renewal: chance.one_of(&[Renewal::WhileHeld, Renewal::WhileHeld, Renewal::Never]),
                 hold_at_most: chance.one_of(&[Duration::MAX, Duration::MAX, Duration::from_secs(5)]),
                 hold_at_least: chance.one_of(&[Duration::ZERO, Duration::ZERO, Duration::from_millis(700)]),

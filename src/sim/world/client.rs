@@ -151,8 +151,8 @@ impl World {
     pub(super) fn extend(&mut self, client: ClientIndex) {
         let Some(wish) = &mut self.clients[client].wish else { return };
         wish.extensions += 1;
-        let ticket = Ticket(wish.extensions);
-        self.tell(client, &Event::Extend { ticket, ttl: self.scope.short_ttl() });
+        let number = wish.extensions;
+        self.tell(client, &Event::Extend { ticket: Ticket(number), ttl: self.scope.extension(number) });
     }
 
     pub(super) fn alarm(&mut self, client: ClientIndex) {
