@@ -7,7 +7,7 @@ mod harness;
 use std::time::Duration;
 
 use futures::future::join_all;
-use harness::proxy::Proxy;
+use harness::proxy::{Proxy, Way};
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
 use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, RedlockBuilder, ReleaseOutcome};
 
@@ -428,10 +428,14 @@ async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_r
     let mutex = redlock.mutex("job").hold_at_least(Duration::from_millis(1_500));
     let guard = promptly(mutex.acquire()).await.expect("free");
     server.type_in::<()>("SCRIPT FLUSH").await;
-    proxy.hold_replies(true);
+    proxy.hold([Way::ToClient]);
     assert!(futures::poll!(std::pin::pin!(guard.extend(hour))).is_pending());
     let refused = async || {
-        server.info("commandstats", "cmdstat_evalsha").await.contains("rejected_calls=0,failed_calls=1")
+        server.calls("evalsha").await > 0
+            && server
+                .info("commandstats", "cmdstat_evalsha")
+                .await
+                .contains("rejected_calls=0,failed_calls=1")
     };
     until("the extension that finds no script", refused).await;
     // Another client loads the scripts, so that the release is carried out at once.
@@ -439,7 +443,7 @@ async fn an_extension_that_a_script_was_missing_for_is_not_sent_again_behind_a_r
     let release = tokio::spawn(guard.release());
     let lingers = async || server.expiry(KEY).await.is_some_and(|left| left < Duration::from_millis(1_600));
     until("the key that lingers", lingers).await;
-    proxy.hold_replies(false);
+    proxy.release([Way::ToClient]);
     assert_eq!(promptly(release).await.expect("no panic").outcome, ReleaseOutcome::Released);
     until("an answer to all that was sent", async || redlock.mutex("job").inspect().await.is_ok()).await;
     assert!(

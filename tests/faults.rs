@@ -10,7 +10,7 @@ use std::future::IntoFuture;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use harness::proxy::Proxy;
+use harness::proxy::{Proxy, Way};
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
 use redlock_quorum::{
     AcquireError, ConnectError, ExtendError, Guard, Mutex, NodeConfig, Redlock, ReleaseOutcome, Report,
@@ -349,7 +349,7 @@ async fn a_wrong_password_is_a_reason_that_does_not_repeat_it() {
 async fn a_replica_has_no_vote() {
     let mut cluster = Cluster::start(3).await;
     let redlock = cluster.redlock().await;
-    make_replica(&cluster.servers[1], &cluster.servers[0]).await;
+    cluster.servers[1].follow(&cluster.servers[0]).await;
 
     // The one that was a master when the client connected, and is none any more.
     let guard = acquired(redlock.mutex("two-masters")).await;
@@ -371,13 +371,6 @@ async fn unfit(connecting: impl Future<Output = Result<Redlock, ConnectError>>) 
         Err(ConnectError::Unfit { nodes }) => nodes,
         other => panic!("not refused: {other:?}"),
     }
-}
-
-async fn make_replica(server: &Server, master: &Server) {
-    master.type_in::<()>("CONFIG SET repl-diskless-sync-delay 0").await;
-    server.type_in::<()>(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
-    let linked = async || server.info("replication", "master_link_status").await == "up";
-    until("the replica follows its master", linked).await;
 }
 
 async fn until_all_have_answered(guard: &Guard) {
@@ -468,7 +461,7 @@ async fn a_node_may_have_its_own_bound_on_connecting() {
     const HOUR: Duration = Duration::from_secs(3_600);
     let cluster = Cluster::start(3).await;
     let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
-    proxies.iter().for_each(|proxy| proxy.hold_replies(true));
+    proxies.iter().for_each(|proxy| proxy.hold([Way::ToClient]));
     let connecting = |all: Duration, each: Option<Duration>| {
         let node = |proxy: &Proxy| match each {
             Some(timeout) => NodeConfig::new(proxy.address()).connect_timeout(timeout),
@@ -485,7 +478,7 @@ async fn a_node_may_have_its_own_bound_on_connecting() {
         }
     }
     assert!(!patient.is_finished(), "it was given an hour");
-    proxies.iter().for_each(|proxy| proxy.hold_replies(false));
+    proxies.iter().for_each(|proxy| proxy.release([Way::ToClient]));
     let redlock = promptly(patient).await.expect("no panic").expect("they answer at last");
     works_again(&redlock, &cluster).await;
 }

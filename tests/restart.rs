@@ -157,7 +157,7 @@ async fn a_copy_of_a_memory_does_not_vote_and_a_disk_only_by_the_operators_word(
 async fn a_stale_replica_takes_over(protection: RestartProtection) -> bool {
     let (servers, spare) = join(Cluster::start_with(3, &SILENT), Server::start_with(&SILENT)).await;
     let Cluster { servers } = servers;
-    replicate(&spare, &servers[1]).await;
+    spare.follow(&servers[1]).await;
     let proxy = Proxy::before(servers[1].port()).await;
     let addresses = [servers[0].address(), proxy.address(), servers[2].address()];
     let connect = async || connected(guarded(over(addresses.clone()), protection)).await;
@@ -191,19 +191,12 @@ async fn another_server_takes_over(protection: RestartProtection) -> bool {
     two_hold(&guard, &[&theirs]).await
 }
 
-async fn replicate(replica: &Server, master: &Server) {
-    master.type_in::<()>("CONFIG SET repl-diskless-sync-delay 0").await;
-    replica.type_in::<()>(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
-    let synced = async || replica.info("replication", "master_link_status").await == "up";
-    until("a replica in step", synced).await;
-}
-
 /// While the address led elsewhere, others may have had votes there that the server which is back knows nothing of. That
 /// what stood in between could not vote when this client looked says nothing of that.
 #[tokio::test]
 async fn a_server_that_is_back_after_one_that_could_not_vote_waits() {
     let (server, spare) = join(Server::start(), Server::start()).await;
-    replicate(&spare, &server).await;
+    spare.follow(&server).await;
     let proxy = Proxy::before(server.port()).await;
     let redlock = connected(guarded(over([proxy.address()]), On)).await;
     until("a vote", async || redlock.diagnose().await.voting() == 1).await;
@@ -310,7 +303,7 @@ async fn copies_another_and_is_promoted_again() -> bool {
     let (ours, theirs) = (client(&cluster, On).await, client(&cluster, On).await);
     join(all_vote(&ours), all_vote(&theirs)).await;
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
-    replicate(&cluster.servers[1], &spare).await;
+    cluster.servers[1].follow(&spare).await;
     cluster.servers[1].type_in::<()>("REPLICAOF NO ONE").await;
     two_hold(&guard, &[&theirs]).await
 }
@@ -531,7 +524,7 @@ async fn a_node_that_does_not_say_who_it_is_waits_at_every_connection_and_is_tol
 async fn a_diagnosis_names_what_is_wrong_with_each_node_and_what_to_do() {
     const EVICTING: [&str; 4] = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"];
     let (mut cluster, spare) = join(Cluster::start_with(6, &EVICTING), Server::start()).await;
-    replicate(&cluster.servers[4], &spare).await;
+    cluster.servers[4].follow(&spare).await;
     let with_secret = |address: String| NodeConfig::new(address).username("default").password("hunter2");
     let mut nodes: Vec<_> = cluster.addresses().into_iter().map(with_secret).collect();
     let last = nodes.pop().expect("six");

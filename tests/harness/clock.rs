@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use redis::aio::MultiplexedConnection;
 
-use super::process::Environment;
+use super::process::Surroundings;
 use super::promptly;
 
 /// The rate of the machine's own clock, in millionths of it.
@@ -102,9 +102,10 @@ impl Clock {
     }
 
     /// What makes a server go by it.
-    pub(super) fn environment(&self) -> Environment {
+    pub(super) fn surroundings(&self) -> Surroundings {
         let library = LIBRARY.as_ref().expect("compiled: there is a clock");
-        vec![("LD_PRELOAD", library.into()), ("TEST_CLOCK", self.path.clone().into())]
+        let variables = vec![("LD_PRELOAD", library.into()), ("TEST_CLOCK", self.path.clone().into())];
+        Surroundings { variables, ..Surroundings::default() }
     }
 
     fn change(&self, change: impl FnOnce(&mut Line)) {

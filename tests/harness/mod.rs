@@ -7,8 +7,12 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
 
 pub mod clock;
-mod process;
+pub mod hosts;
+pub mod process;
 pub mod proxy;
+pub mod storm;
+pub mod trouble;
+pub mod witness;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -19,7 +23,8 @@ use redis::{AsyncConnectionConfig, Cmd, FromRedisValue};
 use redlock_quorum::{NodeConfig, Redlock, RedlockBuilder, RestartProtection};
 
 use self::clock::Clock;
-use self::process::{Directory, Environment, Process, free_port};
+use self::hosts::Host;
+use self::process::{Directory, Process, Surroundings, free_port};
 
 /// What other clients of the servers write into a key that is theirs.
 pub const FOREIGN: &str = "foreign";
@@ -42,13 +47,16 @@ static LEAST_RIGHTS: LazyLock<Option<String>> = LazyLock::new(|| {
     Some(line.replace(">PASSWORD", ">secret"))
 });
 
+/// Where servers run that were not given a host.
+const HERE: &str = "127.0.0.1";
+
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
 
 /// The arguments of all servers: nothing is saved, and the tests may do everything.
 #[rustfmt::skip]
-const ARGUMENTS: [&str; 17] = [
-    "--bind", "127.0.0.1", "--unixsocket", "socket",
+const ARGUMENTS: [&str; 15] = [
+    "--unixsocket", "socket",
     "--save", "", "--appendonly", "no", "--loglevel", "warning",
     "--user", "operator", "on", "nopass", "~*", "&*", "+@all",
 ];
@@ -60,10 +68,11 @@ pub const SILENT: [&str; 8] = ["--user", "default", "on", "nopass", "~*", "&*", 
 
 /// One server without persistence, and its process.
 pub struct Server {
+    host: String,
     port: u16,
     arguments: Vec<String>,
     directory: Directory,
-    environment: Environment,
+    surroundings: Surroundings,
     condition: Condition,
 }
 
@@ -87,21 +96,33 @@ impl Server {
 
     /// The same, with arguments that name files in its directory, or its port.
     pub async fn start_in(arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
-        Server::start_under(Environment::new(), arguments).await
+        Server::start_under(Surroundings::default(), HERE, arguments).await
     }
 
     /// A server that goes by a clock of its own, also when it is restarted.
     pub async fn start_with_clock(clock: &Clock) -> Self {
-        Server::start_under(clock.environment(), |_, _| Vec::new()).await
+        Server::start_under(clock.surroundings(), HERE, |_, _| Vec::new()).await
     }
 
-    async fn start_under(environment: Environment, arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
+    /// A server on a host of its own, as far as the network goes.
+    pub async fn start_on(host: &Host) -> Self {
+        let surroundings =
+            Surroundings { namespace: Some(host.name().to_owned()), ..Surroundings::default() };
+        Server::start_under(surroundings, host.address(), |_, _| owned(&["--protected-mode", "no"])).await
+    }
+
+    async fn start_under(
+        surroundings: Surroundings,
+        host: &str,
+        arguments: impl Fn(&Path, u16) -> Vec<String>,
+    ) -> Self {
         // Somebody else may take the port before the server does.
         for _ in 0..20 {
             let (directory, port) = (Directory::new(), free_port());
             let arguments = arguments(directory.path(), port);
-            let environment = environment.clone();
-            let mut server = Server { port, arguments, directory, environment, condition: Condition::Dead };
+            let (host, surroundings) = (host.to_owned(), surroundings.clone());
+            let condition = Condition::Dead;
+            let mut server = Server { host, port, arguments, directory, surroundings, condition };
             if server.try_start(&[]).await {
                 return server;
             }
@@ -113,9 +134,9 @@ impl Server {
     async fn try_start(&mut self, more: &[&str]) -> bool {
         let port = self.port.to_string();
         let mut arguments = owned(&ARGUMENTS);
-        arguments.extend(owned(&["--port", &port]));
+        arguments.extend(owned(&["--bind", &self.host, "--port", &port]));
         arguments.extend(self.arguments.iter().cloned().chain(owned(more)));
-        let mut process = Process::start(self.directory.path(), &arguments, &self.environment);
+        let mut process = Process::start(self.directory.path(), &arguments, &self.surroundings);
         let is_up = self.comes_up(&mut process).await;
         if is_up {
             self.condition = Condition::Running(process);
@@ -212,7 +233,7 @@ impl Server {
     }
 
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     pub fn port(&self) -> u16 {
@@ -229,13 +250,11 @@ impl Server {
     }
 
     async fn try_ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PROMPT))
-            .set_response_timeout(Some(PROMPT));
-        let url = format!("redis+unix://{}?user=operator&pass=any", self.socket().display());
-        let client = redis::Client::open(url)?;
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        command.query_async(&mut connection).await
+        self.asker().ask(command).await
+    }
+
+    fn asker(&self) -> Asker {
+        Asker(self.socket())
     }
 
     /// As an operator would type it: words between spaces.
@@ -277,6 +296,21 @@ impl Server {
     pub async fn info(&self, section: &str, field: &str) -> String {
         let info: String = self.type_in(&format!("INFO {section}")).await;
         field_of(&info, field).unwrap_or_else(|| panic!("{field} in {info}"))
+    }
+}
+
+/// Who looks after a server, and may go on while the server is dealt with.
+struct Asker(PathBuf);
+
+impl Asker {
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PROMPT))
+            .set_response_timeout(Some(PROMPT));
+        let url = format!("redis+unix://{}?user=operator&pass=any", self.0.display());
+        let client = redis::Client::open(url)?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        command.query_async(&mut connection).await
     }
 }
 
@@ -396,6 +430,12 @@ async fn standing_on(server: &Server) -> Vec<Standing> {
         keys.into_iter().zip(values).map(|(key, value)| Standing { node: server.address(), key, value });
     // A key may have gone between the two questions.
     standing.filter(|key| key.value.is_some()).collect()
+}
+
+/// For tests in which processes stand still: one at a time, so that they do not make each other slow.
+pub async fn one_at_a_time() -> impl Drop {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    TURN.lock().await
 }
 
 /// The result of what must not hang.

@@ -1,10 +1,10 @@
-//! A `redis-server` process that cannot outlive the test, and the directory in which it runs.
+//! Processes that cannot outlive the test, a `redis-server` above all, and the directory in which it runs.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,13 +16,33 @@ pub struct Process {
     watchdog: Child,
 }
 
-/// What a server finds in its environment besides what this process has.
-pub type Environment = Vec<(&'static str, OsString)>;
+/// Where a server runs, if not just here.
+#[derive(Clone, Default)]
+pub struct Surroundings {
+    /// What it finds in its environment besides what this process has.
+    pub variables: Vec<(&'static str, OsString)>,
+    /// The network namespace of its host.
+    pub namespace: Option<String>,
+}
 
 impl Process {
-    pub fn start(directory: &Path, arguments: &[String], environment: &Environment) -> Self {
-        let child = spawn_server(directory, arguments, environment);
-        Process { watchdog: spawn_watchdog(&child, directory), child }
+    pub fn start(directory: &Path, arguments: &[String], surroundings: &Surroundings) -> Self {
+        let child = spawn_server(directory, arguments, surroundings);
+        // The process id of the server, and its directory.
+        let orphan = [OsString::from(child.id().to_string()), directory.into()];
+        Process { watchdog: spawn_watchdog(r#"kill -KILL "$0"; rm -r "$1""#, orphan), child }
+    }
+
+    /// Any other program.
+    pub fn run(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let orphan = [OsString::from(child.id().to_string())];
+        Process { watchdog: spawn_watchdog(r#"kill -KILL "$0""#, orphan), child }
+    }
+
+    /// What it writes, if that was asked for, once.
+    pub fn told(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a pipe that nobody has taken")
     }
 
     pub fn id(&self) -> u32 {
@@ -93,10 +113,13 @@ fn program(arguments: &[String]) -> OsString {
     named.unwrap_or_else(|| "redis-server".into())
 }
 
-fn spawn_server(directory: &Path, arguments: &[String], environment: &Environment) -> Child {
+fn spawn_server(directory: &Path, arguments: &[String], surroundings: &Surroundings) -> Child {
     let program = program(arguments);
-    let mut command = Command::new(&program);
-    command.envs(environment.iter().cloned()).arg("--dir").arg(directory).args(arguments);
+    let mut command = match &surroundings.namespace {
+        None => Command::new(&program),
+        Some(namespace) => in_namespace(namespace, &program),
+    };
+    command.envs(surroundings.variables.iter().cloned()).arg("--dir").arg(directory).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap_or_else(|error| match error.kind() {
         ErrorKind::NotFound => panic!("{program:?} is not installed: run the tests with tests/run"),
@@ -104,10 +127,18 @@ fn spawn_server(directory: &Path, arguments: &[String], environment: &Environmen
     })
 }
 
-/// Its standard input is a pipe from this process, and ends when this process does, however that happens.
-fn spawn_watchdog(child: &Child, directory: &Path) -> Child {
+/// It becomes the program, so that the process id is the server's.
+fn in_namespace(namespace: &str, program: &OsString) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
+}
+
+/// Clears up when this process ends without having done so: its standard input is a pipe from this process, and ends
+/// when this process does, however that happens.
+pub fn spawn_watchdog(clear_up: &str, arguments: impl IntoIterator<Item = OsString>) -> Child {
     let mut command = Command::new("sh");
-    command.args(["-c", r#"read _; kill -KILL "$0"; rm -r "$1""#, &child.id().to_string()]).arg(directory);
+    command.args(["-c", &format!("read _; {clear_up}")]).args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("a shell")
 }
