@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::{join, join_all, select_all};
 use harness::proxy::Proxy;
+use harness::trouble::LOGGED;
 use harness::{Cluster, PROMPT, SILENT, Server, over, promptly, soon, until};
 use redlock_quorum::RestartProtection::{Off, On};
 use redlock_quorum::{
@@ -233,6 +234,23 @@ async fn on_an_empty_volume(protection: RestartProtection, arguments: &[&str], t
     let guard = held_by_the_first_two(&cluster.servers, &ours).await;
     cluster.servers[1].restart_empty_with(arguments).await;
     assert_eq!(cluster.servers[1].info("persistence", "aof_enabled").await, "1");
+    two_hold(&guard, &[&theirs]).await
+}
+
+#[tokio::test]
+async fn a_node_whose_log_lost_its_last_moment_does_not_vote() {
+    shows("a power failure", restarted_with_a_cut_log).await;
+}
+
+/// A server that flushes its log once a second comes back without what it wrote last.
+async fn restarted_with_a_cut_log(protection: RestartProtection) -> bool {
+    let mut cluster = Cluster::start_with(3, &[&SILENT[..], &LOGGED].concat()).await;
+    let (ours, theirs) = (client(&cluster, protection).await, client(&cluster, protection).await);
+    join(all_vote(&ours), all_vote(&theirs)).await;
+    let before_the_grant = cluster.servers[1].log_length();
+    let guard = held_by_the_first_two(&cluster.servers, &ours).await;
+    cluster.servers[1].restart_with_a_log_of(before_the_grant).await;
+    assert_eq!(cluster.servers[1].value(KEY).await, None, "it was written last");
     two_hold(&guard, &[&theirs]).await
 }
 
