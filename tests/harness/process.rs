@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,12 +45,22 @@ impl Process {
         self.child.stdout.take().expect("a pipe that nobody has taken")
     }
 
+    /// Its input, if it has one from here, ends.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("our own child").is_some()
+        self.exit().is_some()
     }
 
     pub fn stop(&self) {

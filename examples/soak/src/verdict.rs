@@ -1,0 +1,202 @@
+//! What the logs and the database come to, when all is over.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::harness::witness::{Held, Moment, overlaps};
+use crate::store::Write;
+
+/// What was done to the workers.
+#[derive(Default)]
+pub(crate) struct Doings {
+    /// Who was stopped, from when until when.
+    pub(crate) stops: Vec<(String, Moment, Moment)>,
+    /// When a worker was gone.
+    pub(crate) deaths: BTreeMap<String, Moment>,
+}
+
+impl Doings {
+    /// The stop in which a worker was at some time between two moments.
+    fn stop_within(&self, worker: &str, from: Moment, until: Moment) -> Option<&(String, Moment, Moment)> {
+        self.stops
+            .iter()
+            .find(|(name, stopped, continued)| name == worker && *stopped <= until && from <= *continued)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Verdict {
+    pub(crate) grants: usize,
+    pub(crate) losses: usize,
+    /// How long after the end of its validity a worker that was not stopped was told of its loss; and how long after it went on
+    /// one that was.
+    pub(crate) worst_lateness: Duration,
+    pub(crate) worst_lateness_on_waking: Duration,
+    pub(crate) waits: Vec<Duration>,
+    pub(crate) writes: usize,
+    /// Writes of stopped workers that overwrote others', and the increments that were lost by them.
+    pub(crate) stale: usize,
+    pub(crate) overwritten: u64,
+    /// Writes of stopped workers that came after the end of the validity.
+    pub(crate) late: usize,
+    pub(crate) busy: usize,
+    pub(crate) violations: Vec<String>,
+}
+
+/// One hold, as its log has it.
+#[derive(Clone, Copy)]
+struct Hold {
+    from: Moment,
+    valid_until: Moment,
+    ended: Option<Moment>,
+}
+
+pub(crate) fn judge(
+    logs: &BTreeMap<String, String>,
+    writes: &[Write],
+    counter: u64,
+    doings: &Doings,
+) -> Verdict {
+    let mut verdict = Verdict { writes: writes.len(), ..Verdict::default() };
+    let mut holds = Vec::new();
+    for (worker, log) in logs {
+        let of_worker = verdict.read(worker, log, writes, doings);
+        holds.extend(of_worker.into_values().map(|hold| {
+            let alive = hold.ended.or_else(|| doings.deaths.get(worker).copied()).unwrap_or(hold.valid_until);
+            let (what, who) = ("the counter".to_owned(), worker.clone());
+            Held { what, who, from: hold.from, until: hold.valid_until.min(alive) }
+        }));
+    }
+    verdict.grants = holds.len();
+    for (one, other) in overlaps(holds) {
+        verdict.violations.push(format!("two holders at once: {one:?}, {other:?}"));
+    }
+    verdict.follow(writes, counter, doings);
+    verdict
+}
+
+impl Verdict {
+    /// One worker's log.
+    fn read(&mut self, worker: &str, log: &str, writes: &[Write], doings: &Doings) -> BTreeMap<u64, Hold> {
+        let of_worker: BTreeMap<u64, &Write> =
+            writes.iter().filter(|write| write.worker == worker).map(|write| (write.number, write)).collect();
+        let mut holds: BTreeMap<u64, Hold> = BTreeMap::new();
+        // The last line may be cut where the worker was killed.
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        for line in whole.lines() {
+            let mut words = line.split(' ');
+            let kind = words.next().unwrap_or_default();
+            let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+            match (kind, numbers[..].first_chunk::<1>(), &numbers[..]) {
+                ("granted", _, &[hold, asked, from]) => {
+                    let from = Moment(from);
+                    self.waits.push(from.since(Moment(asked)));
+                    holds.insert(hold, Hold { from, valid_until: from, ended: None });
+                }
+                ("valid", _, &[hold, until]) => {
+                    let hold = holds.get_mut(&hold).expect("granted before");
+                    hold.valid_until = hold.valid_until.max(Moment(until));
+                }
+                ("ended", _, &[hold, at]) => {
+                    holds.get_mut(&hold).expect("granted before").ended = Some(Moment(at));
+                }
+                ("lost", _, &[_, told, valid_until]) => {
+                    self.told(worker, Moment(told), Moment(valid_until), doings);
+                }
+                ("wrote", _, &[hold, number, done]) => match of_worker.get(&number) {
+                    Some(write) => self.in_time(write, &holds[&hold], Moment(done), doings),
+                    None => self.violations.push(format!("the write {number} of {worker} is gone")),
+                },
+                ("busy", ..) => self.busy += 1,
+                ("shutdown" | "released", ..) => {}
+                _ => self.violations.push(format!("{worker} says {line:?}")),
+            }
+        }
+        holds
+    }
+
+    fn told(&mut self, worker: &str, told: Moment, valid_until: Moment, doings: &Doings) {
+        self.losses += 1;
+        let (worst, since) = match doings.stop_within(worker, valid_until, told) {
+            Some((_, _, continued)) => (&mut self.worst_lateness_on_waking, valid_until.max(*continued)),
+            None => (&mut self.worst_lateness, valid_until),
+        };
+        *worst = (*worst).max(told.since(since));
+    }
+
+    /// Only who was stopped between its check and its write may write after its validity.
+    fn in_time(&mut self, write: &Write, hold: &Hold, done: Moment, doings: &Doings) {
+        if done <= hold.valid_until {
+            return;
+        }
+        if doings.stop_within(&write.worker, write.checked, done).is_some() {
+            self.late += 1;
+        } else {
+            self.violations
+                .push(format!("written after the validity, without having been stopped: {write:?}"));
+        }
+    }
+
+    /// Each write goes on from the one before it, or its worker was stopped in between.
+    fn follow(&mut self, writes: &[Write], counter: u64, doings: &Doings) {
+        let mut value = 0;
+        for write in writes {
+            if write.read != value {
+                self.stale += 1;
+                self.overwritten += value.saturating_sub(write.read);
+                if doings.stop_within(&write.worker, write.checked, write.written).is_none() {
+                    self.violations
+                        .push(format!("stale, without having been stopped, over {value}: {write:?}"));
+                }
+            }
+            value = write.read + 1;
+        }
+        if counter != value {
+            self.violations.push(format!("the counter is {counter} after {value} was written"));
+        }
+        if counter + self.overwritten != writes.len() as u64 {
+            let lost = writes.len() as u64 - self.overwritten;
+            self.violations.push(format!("the counter is {counter}, and should be {lost}"));
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut waits = self.waits.clone();
+        waits.sort_unstable();
+        let of = |thousandths: usize| {
+            waits
+                .get((waits.len() * thousandths / 1_000).min(waits.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or_default()
+        };
+        writeln!(
+            f,
+            "{:>7}  grants, waited for: {:.1?} at the median, {:.1?} of 99 in 100, {:.1?} at most",
+            self.grants,
+            of(500),
+            of(990),
+            of(1_000)
+        )?;
+        writeln!(
+            f,
+            "{:>7}  increments, and {} that found the database taken by another",
+            self.writes, self.busy
+        )?;
+        writeln!(
+            f,
+            "{:>7}  losses told, at worst {:.1?} after the end of the validity; to stopped workers {:.1?} after they went on",
+            self.losses, self.worst_lateness, self.worst_lateness_on_waking
+        )?;
+        writeln!(
+            f,
+            "{:>7}  writes of stopped workers after their validity, which a fence would refuse",
+            self.late
+        )?;
+        writeln!(f, "{:>7}  of them stale, with {} increments of others lost", self.stale, self.overwritten)?;
+        writeln!(f, "{:>7}  violations", self.violations.len())?;
+        self.violations.iter().take(20).try_for_each(|violation| writeln!(f, "         {violation}"))
+    }
+}
