@@ -52,22 +52,28 @@ impl Store {
         self.0.query_row("SELECT value FROM counter", (), |row| row.get(0))
     }
 
-    /// Writes one more than was read, whatever the counter is by now.
+    /// Writes one more than was read, whatever the counter is by now. False if another process had the database for too long.
     pub(crate) fn write(
         &mut self,
         worker: &str,
         number: u64,
         read: u64,
         checked: Moment,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<bool> {
+        let asked = Moment::now();
         let change = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let written = Moment::now();
+        // Where another process stands still in the middle of a commit, SQLite waits for longer than it was told to.
+        if written.since(asked) > BUSY_AT_MOST * 2 {
+            return Ok(false);
+        }
         change.execute("UPDATE counter SET value = ?1", (read + 1,))?;
         change.execute(
             "INSERT INTO writes (worker, number, read, checked, written) VALUES (?1, ?2, ?3, ?4, ?5)",
             (worker, number, read, checked.0, written.0),
         )?;
-        change.commit()
+        change.commit()?;
+        Ok(true)
     }
 
     pub(crate) fn writes(&self) -> rusqlite::Result<Vec<Write>> {

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redlock_quorum::{Guard, Mutex, Redlock, RunError};
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use crate::harness::witness::Moment;
@@ -150,16 +151,16 @@ impl Worker {
             () = &mut until_lost => return Err(RunError::Lost),
             () = sleep(pause) => {}
         }
-        let Ok(read) = self.store.counter() else { return Ok(()) };
+        let Ok(read) = block_in_place(|| self.store.counter()) else { return Ok(()) };
         self.look(hold, guard);
         let checked = Moment::now();
         guard.within(ROOM).map_err(|_| RunError::Lost)?;
         sleep(Duration::from_millis(self.random.random_range(0..30))).await;
         self.writes += 1;
-        let done = self.store.write(&self.name, self.writes, read, checked);
+        let done = block_in_place(|| self.store.write(&self.name, self.writes, read, checked));
         match done {
-            Ok(()) => self.log.line(&format!("wrote {} {} {}", hold.number, self.writes, Moment::now().0)),
-            Err(_) => self.log.line("busy"),
+            Ok(true) => self.log.line(&format!("wrote {} {} {}", hold.number, self.writes, Moment::now().0)),
+            Ok(false) | Err(_) => self.log.line("busy"),
         }
         Ok(())
     }
