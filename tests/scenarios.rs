@@ -21,7 +21,7 @@ use harness::proxy::{Proxy, Way};
 use harness::storm::{Counts, Deployment, Fault, seed};
 use harness::trouble::{LOGGED, MAY_HANG};
 use harness::witness::{Held, Moment, Witness, overlaps};
-use harness::{Cluster, LONG_TTL, PROMPT, Server, one_at_a_time, over, promptly, soon, until};
+use harness::{Cluster, LONG_TTL, PROMPT, SILENT, Server, one_at_a_time, over, promptly, soon, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redlock_quorum::{
@@ -80,11 +80,11 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn of(clients: impl IntoIterator<Item = Redlock>, keys: u32, seed: u64) -> Self {
+    fn of(clients: impl IntoIterator<Item = Redlock>, keys: u32, holds: Holds, seed: u64) -> Self {
         let (end, grants) = (watch::Sender::new(false), Arc::new(AtomicUsize::new(0)));
         let members = clients.into_iter().enumerate().map(|(number, redlock)| {
             let random = StdRng::seed_from_u64(seed.wrapping_add(number as u64));
-            let member = Member { redlock, name: format!("client {number}"), keys, random };
+            let member = Member { redlock, name: format!("client {number}"), keys, lengths: holds, random };
             tokio::spawn(member.lives(end.subscribe(), grants.clone()))
         });
         Crowd { members: members.collect(), end, grants }
@@ -116,7 +116,17 @@ struct Member {
     redlock: Redlock,
     name: String,
     keys: u32,
+    lengths: Holds,
     random: StdRng,
+}
+
+/// How long the members of a crowd hold.
+#[derive(Clone, Copy)]
+enum Holds {
+    /// Nearly as long as an unextended lock is valid.
+    NearlyATtl,
+    /// Mostly for a moment, sometimes for longer than a ttl.
+    Mixed,
 }
 
 impl Member {
@@ -141,9 +151,12 @@ impl Member {
         self.random.random_range(0..below).to_string()
     }
 
-    /// Mostly for a moment, sometimes for longer than a ttl.
     async fn holds(&mut self, guard: Guard, mut witness: Witness) -> Held {
-        let millis = if self.random.random_range(0..20) == 0 { 1_500 } else { 10 };
+        let millis = match self.lengths {
+            Holds::NearlyATtl => 900,
+            Holds::Mixed if self.random.random_range(0..20) == 0 => 1_500,
+            Holds::Mixed => 10,
+        };
         let length = Duration::from_millis(self.random.random_range(0..millis));
         let begun = Moment::now();
         while guard.is_valid() && Moment::now().since(begun) < length {
@@ -229,15 +242,16 @@ async fn a_killed_majority_ends_a_lock_with_its_validity_and_grants_again_when_i
     assert_eq!(released(others).await, ReleaseOutcome::Released);
 }
 
-/// Nobody waits here until a node votes again, as a rolling restart should.
+/// Nobody waits here until a node votes again, as a rolling restart should. And the servers tell nobody what they lost, or the
+/// holders would leave in time.
 #[tokio::test]
 async fn restarts_faster_than_the_wait_cost_time_and_never_make_two_holders() {
     let _turn = one_at_a_time().await;
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, &SILENT).await;
     let clients =
         join_all((0..4).map(|_| connected(protected(cluster.builder()).renewal(Renewal::Never)))).await;
     join_all(clients.iter().map(all_vote)).await;
-    let crowd = Crowd::of(clients, 1, seed());
+    let crowd = Crowd::of(clients, 1, Holds::NearlyATtl, seed());
     for node in [0, 1, 2, 1, 0, 2] {
         crowd.goes_on().await;
         cluster.servers[node].restart_empty().await;
@@ -626,7 +640,7 @@ async fn a_thousand_keys_under_random_faults_of_all_kinds_never_have_two_holders
     let connect = |client| connected(protected(over(deployment.addresses(client))));
     let clients = join_all((0..CLIENTS).map(connect)).await;
     join_all(clients.iter().map(all_vote)).await;
-    let crowd = Crowd::of(clients, 1_000, seed);
+    let crowd = Crowd::of(clients, 1_000, Holds::Mixed, seed);
     let mut counts = Counts::default();
     for _ in 0..STEPS {
         let length = Duration::from_millis(random.random_range(50..1_500));
