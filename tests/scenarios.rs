@@ -418,8 +418,11 @@ async fn a_client_that_is_cut_off_for_long_loses_and_not_before() {
     let others = in_the_end(theirs.mutex("job")).await;
     assert!(!guard.is_valid());
     promptly(guard.lost()).await;
+    let before = scripts_called(&cluster).await;
     cut_off(false);
     // What was on its way arrives; it takes nothing away, and gives nothing back.
+    let arrived = |now: Vec<u64>| now[..2].iter().zip(&before).all(|(now, before)| now > before);
+    until("what was on its way", async || arrived(scripts_called(&cluster).await)).await;
     let late = promptly(guard.release()).await;
     assert_ne!(late.outcome, ReleaseOutcome::Released, "{late}");
     promptly(others.extend(LONG_TTL)).await.expect("a majority has it");
