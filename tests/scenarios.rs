@@ -1,5 +1,5 @@
-//! What befalls a deployment, scenario by scenario, with the outcome that the documents promise. Which rows of the list of
-//! faults are shown here and which elsewhere stands in docs/safety.md.
+//! What befalls a deployment, scenario by scenario, with the outcome that the documents promise. Which faults are shown here
+//! and which elsewhere stands in docs/safety.md.
 //!
 //! Never is a speed asserted, only that what must happen does, within a generous bound. Where processes stand still the ttl
 //! is a second or more, and scenarios run one at a time. What is drawn comes from a seed, which is printed:

@@ -8,7 +8,7 @@ use crate::harness::witness::{Held, Moment, overlaps};
 use crate::store::Write;
 
 /// What was done to the workers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Doings {
     /// Who was stopped, from when until when.
     pub(crate) stops: Vec<(String, Moment, Moment)>,
@@ -17,6 +17,22 @@ pub(crate) struct Doings {
 }
 
 impl Doings {
+    /// Takes in when a worker was not run though nobody stopped it, as its log has it: the machine had no time for it. How often.
+    fn add_standstills(&mut self, worker: &str, log: &str) -> usize {
+        let mut added = 0;
+        for line in log.lines().filter_map(|line| line.strip_prefix("stood ")) {
+            let Some((from, until)) = line.split_once(' ') else { continue };
+            let (Ok(from), Ok(until)) = (from.parse().map(Moment), until.parse().map(Moment)) else {
+                continue;
+            };
+            if self.stop_within(worker, from, until).is_none() {
+                self.stops.push((worker.to_owned(), from, until));
+                added += 1;
+            }
+        }
+        added
+    }
+
     /// The stop in which a worker was at some time between two moments.
     fn stop_within(&self, worker: &str, from: Moment, until: Moment) -> Option<&(String, Moment, Moment)> {
         self.stops
@@ -41,6 +57,8 @@ pub(crate) struct Verdict {
     /// Writes of stopped workers that came after the end of the validity.
     pub(crate) late: usize,
     pub(crate) busy: usize,
+    /// How often the machine had no time for a worker, by its own account.
+    pub(crate) standstills: usize,
     pub(crate) violations: Vec<String>,
 }
 
@@ -59,9 +77,11 @@ pub(crate) fn judge(
     doings: &Doings,
 ) -> Verdict {
     let mut verdict = Verdict { writes: writes.len(), ..Verdict::default() };
+    let mut doings = doings.clone();
+    verdict.standstills = logs.iter().map(|(worker, log)| doings.add_standstills(worker, log)).sum();
     let mut holds = Vec::new();
     for (worker, log) in logs {
-        let of_worker = verdict.read(worker, log, writes, doings);
+        let of_worker = verdict.read(worker, log, writes, &doings);
         holds.extend(of_worker.into_values().map(|hold| {
             let alive = hold.ended.or_else(|| doings.deaths.get(worker).copied()).unwrap_or(hold.valid_until);
             let (what, who) = ("the counter".to_owned(), worker.clone());
@@ -72,7 +92,7 @@ pub(crate) fn judge(
     for (one, other) in overlaps(holds) {
         verdict.violations.push(format!("two holders at once: {one:?}, {other:?}"));
     }
-    verdict.follow(writes, counter, doings);
+    verdict.follow(writes, counter, &doings);
     verdict
 }
 
@@ -109,7 +129,7 @@ impl Verdict {
                     None => self.violations.push(format!("the write {number} of {worker} is gone")),
                 },
                 ("busy", ..) => self.busy += 1,
-                ("shutdown" | "released", ..) => {}
+                ("shutdown" | "released" | "stood", ..) => {}
                 _ => self.violations.push(format!("{worker} says {line:?}")),
             }
         }
@@ -200,6 +220,7 @@ impl fmt::Display for Verdict {
             "{:>7}  stale writes of stopped workers, by which {} increments were lost",
             self.stale, self.overwritten
         )?;
+        writeln!(f, "{:>7}  standstills of workers that nobody had stopped", self.standstills)?;
         writeln!(f, "{:>7}  violations", self.violations.len())?;
         self.violations.iter().take(20).try_for_each(|violation| writeln!(f, "         {violation}"))
     }
@@ -244,5 +265,8 @@ mod tests {
         assert_eq!(late(&Doings::default()).violations.len(), 1);
         let stopped = Doings { stops: vec![("a".to_owned(), Moment(16), Moment(29))], ..Doings::default() };
         assert_eq!((late(&stopped).violations.len(), late(&stopped).late), (0, 1));
+        let by_its_own_account = BTreeMap::from([("a".to_owned(), format!("{}stood 16 29\n", logs["a"]))]);
+        let verdict = judge(&by_its_own_account, &[write("a", 0, 15)], 1, &Doings::default());
+        assert_eq!((verdict.violations.len(), verdict.late, verdict.standstills), (0, 1, 1));
     }
 }

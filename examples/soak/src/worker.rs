@@ -80,6 +80,7 @@ pub(crate) async fn work(orders: Orders) {
         writes: 0,
     };
     let mut end = end_of_input();
+    note_standstills(worker.log.clone());
     let mutex = redlock.mutex("counter").wait_forever();
     while let Some((guard, asked)) = acquired(&mutex, &mut end).await {
         worker.holds(guard, asked).await;
@@ -96,6 +97,23 @@ fn end_of_input() -> watch::Receiver<bool> {
         end.send_replace(true);
     });
     ended
+}
+
+/// Notes when this process was not run: because it was stopped, or because the machine had no time for it.
+fn note_standstills(log: Arc<Log>) {
+    const LOOK: Duration = Duration::from_millis(10);
+    const LONG: Duration = Duration::from_millis(100);
+    std::thread::spawn(move || {
+        let mut before = Moment::now();
+        loop {
+            std::thread::sleep(LOOK);
+            let now = Moment::now();
+            if now.since(before) > LONG {
+                log.line(&format!("stood {} {}", before.0, now.0));
+            }
+            before = now;
+        }
+    });
 }
 
 /// The guard, and when it was asked for. None when it is time to end.
