@@ -189,10 +189,6 @@ impl Counts {
         *self.0.entry(name).or_default() += 1;
     }
 
-    pub fn of(&self, name: &str) -> usize {
-        self.0.get(name).copied().unwrap_or(0)
-    }
-
     pub fn total(&self) -> usize {
         self.0.values().sum()
     }

@@ -13,11 +13,6 @@ pub const LOGGED: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec
 pub const MAY_HANG: [&str; 2] = ["--enable-debug-command", "yes"];
 
 impl Server {
-    /// An operator empties it.
-    pub async fn flush(&self) {
-        self.type_in::<()>("FLUSHALL").await;
-    }
-
     /// It runs out of memory, and throws away what has an expiry.
     pub async fn evict_all(&self) {
         self.type_in::<()>("CONFIG SET maxmemory-policy volatile-lru").await;

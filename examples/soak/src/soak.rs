@@ -70,7 +70,7 @@ struct Soak {
     faults: Counts,
     /// How long it took after each heal until the next increment.
     resumed_after: Vec<Duration>,
-    violations: Vec<String>,
+    violations: Vec<(&'static str, String)>,
     /// After all that use what is in it.
     folder: Directory,
 }
@@ -197,7 +197,7 @@ impl Soak {
         let begun = Instant::now();
         while self.increments() == before {
             if begun.elapsed() > AT_MOST {
-                self.violations.push(format!("no increment within {AT_MOST:?}"));
+                self.violations.push(("no progress", format!("no increment within {AT_MOST:?}")));
                 return;
             }
             sleep(POLL).await;
@@ -217,7 +217,9 @@ impl Soak {
         let store = Store::open(&self.team.database()).expect("a database");
         let (writes, counter) = (store.writes().expect("whole"), store.counter().expect("whole"));
         let mut verdict = judge(&logs(self.folder.path()), &writes, counter, &self.doings);
-        verdict.violations.append(&mut self.violations);
+        for (kind, what) in std::mem::take(&mut self.violations) {
+            verdict.violated(kind, what);
+        }
         if let Some(before) = before {
             println!(
                 "a worker that was never killed: {before} after a quarter of the time, {after} at the end"
@@ -225,7 +227,7 @@ impl Soak {
             if after.resident_kib > before.resident_kib + GROWTH_KIB
                 || after.files > before.files + GROWTH_FILES
             {
-                verdict.violations.push("it grew".to_owned());
+                verdict.violated("it grew", format!("from {before} to {after}"));
             }
         }
         let resumed = self.resumed_after.iter().max().copied().unwrap_or_default();
@@ -246,8 +248,10 @@ impl Soak {
             }
             match worker.process.exit() {
                 Some(status) if status.success() => {}
-                Some(status) => self.violations.push(format!("{} ended with {status}", worker.name)),
-                None => self.violations.push(format!("{} hangs", worker.name)),
+                Some(status) => {
+                    self.violations.push(("ended badly", format!("{} with {status}", worker.name)));
+                }
+                None => self.violations.push(("hangs", worker.name.clone())),
             }
         }
     }

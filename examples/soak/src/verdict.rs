@@ -59,7 +59,8 @@ pub(crate) struct Verdict {
     pub(crate) busy: usize,
     /// How often the machine had no time for a worker, by its own account.
     pub(crate) standstills: usize,
-    pub(crate) violations: Vec<String>,
+    /// By kind.
+    pub(crate) violations: BTreeMap<&'static str, Vec<String>>,
 }
 
 /// One hold, as its log has it.
@@ -90,7 +91,7 @@ pub(crate) fn judge(
     }
     verdict.grants = holds.len();
     for (one, other) in overlaps(holds) {
-        verdict.violations.push(format!("two holders at once: {one:?}, {other:?}"));
+        verdict.violated("two holders at once", format!("{one:?}, {other:?}"));
     }
     verdict.follow(writes, counter, &doings);
     verdict
@@ -126,11 +127,11 @@ impl Verdict {
                 }
                 ("wrote", _, &[hold, number, done]) => match of_worker.get(&number) {
                     Some(write) => self.in_time(write, &holds[&hold], Moment(done), doings),
-                    None => self.violations.push(format!("the write {number} of {worker} is gone")),
+                    None => self.violated("a write is gone", format!("{number} of {worker}")),
                 },
                 ("busy", ..) => self.busy += 1,
                 ("shutdown" | "released" | "stood", ..) => {}
-                _ => self.violations.push(format!("{worker} says {line:?}")),
+                _ => self.violated("not understood", format!("{worker} says {line:?}")),
             }
         }
         holds
@@ -153,9 +154,12 @@ impl Verdict {
         if doings.stop_within(&write.worker, write.checked, done).is_some() {
             self.late += 1;
         } else {
-            self.violations
-                .push(format!("written after the validity, without having been stopped: {write:?}"));
+            self.violated("written after the validity without having been stopped", format!("{write:?}"));
         }
+    }
+
+    pub(crate) fn violated(&mut self, kind: &'static str, what: String) {
+        self.violations.entry(kind).or_default().push(what);
     }
 
     /// Each write goes on from the one before it. Only who was stopped between its check and its write may intrude between what
@@ -171,12 +175,12 @@ impl Verdict {
             } else if write.read == value || undisturbed == Some(write.read) {
                 undisturbed = None;
             } else {
-                self.violations.push(format!("stale, without having been stopped, over {value}: {write:?}"));
+                self.violated("stale without having been stopped", format!("over {value}: {write:?}"));
             }
             value = write.read + 1;
         }
         if counter != value {
-            self.violations.push(format!("the counter is {counter} after {value} was written"));
+            self.violated("another counter", format!("{counter} after {value} was written"));
         }
         self.overwritten = (writes.len() as u64).saturating_sub(counter);
     }
@@ -221,8 +225,12 @@ impl fmt::Display for Verdict {
             self.stale, self.overwritten
         )?;
         writeln!(f, "{:>7}  standstills of workers that nobody had stopped", self.standstills)?;
-        writeln!(f, "{:>7}  violations", self.violations.len())?;
-        self.violations.iter().take(20).try_for_each(|violation| writeln!(f, "         {violation}"))
+        writeln!(f, "{:>7}  violations", self.violations.values().map(Vec::len).sum::<usize>())?;
+        for (kind, violations) in &self.violations {
+            writeln!(f, "{:>7}  {kind}:", violations.len())?;
+            violations.iter().take(5).try_for_each(|violation| writeln!(f, "         {violation}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -238,7 +246,7 @@ mod tests {
     fn violations(writes: &[Write], counter: u64, stopped: &str) -> usize {
         let doings =
             Doings { stops: vec![(stopped.to_owned(), Moment(0), Moment(100))], ..Doings::default() };
-        judge(&BTreeMap::new(), writes, counter, &doings).violations.len()
+        judge(&BTreeMap::new(), writes, counter, &doings).violations.values().flatten().count()
     }
 
     #[test]

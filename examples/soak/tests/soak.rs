@@ -23,5 +23,5 @@ fn workers_that_do_not_exclude_each_other_are_found_out() {
     let told = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1));
     assert!(told.contains("two holders at once"), "{told}");
-    assert!(told.contains("stale, without having been stopped"), "{told}");
+    assert!(told.contains("stale without having been stopped"), "{told}");
 }
