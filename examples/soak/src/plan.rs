@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::harness::storm::Fault;
+use crate::harness::storm::{Fault, Kind};
 use crate::worker::TTL;
 
 pub(crate) const NODES: usize = 3;
@@ -46,6 +46,9 @@ impl Plan {
 
     pub(crate) fn next(&mut self) -> Step {
         let random = &mut self.0;
+        if random.random_range(0..6) == 0 {
+            return forgetting(random);
+        }
         let length = Duration::from_millis(random.random_range(50..1_500));
         // None, a minority, a majority, or all.
         let (first, count) = (random.random_range(0..NODES), random.random_range(0..=NODES));
@@ -62,4 +65,11 @@ impl Plan {
         };
         Step { length, faults, worker }
     }
+}
+
+/// A majority restarts at once without its memory, so soon that whoever holds still does.
+fn forgetting(random: &mut StdRng) -> Step {
+    let first = random.random_range(0..NODES);
+    let faults = [first, (first + 1) % NODES].map(|node| Fault { node, kind: Kind::Killed }).into();
+    Step { length: Duration::from_millis(random.random_range(0..50)), faults, worker: None }
 }
