@@ -63,10 +63,10 @@ fn larger_cases() -> Vec<Case> {
             Small { nodes: 2, extensions: 1, timers: false, ..small() }),
         case("3 clients, 1 node: two attempts", 24_789_812,
             Small { clients: 3, attempts: 2, ..small() }),
-        case("2 clients, 2 nodes of which one restarts empty", 0,
-            Small { nodes: 2, faults: a_restart(), ..small() }),
-        case("3 clients, 3 nodes, no timers", 0,
-            Small { clients: 3, nodes: 3, timers: false, ..small() }),
+        case("2 clients, 3 nodes of which one restarts empty, no timers, answers at once", 0,
+            Small { nodes: 3, faults: a_restart(), timers: false, answers_at_once: true, ..small() }),
+        case("3 clients, 3 nodes, no timers, answers at once", 0,
+            Small { clients: 3, nodes: 3, timers: false, answers_at_once: true, ..small() }),
     ]
 }
 

@@ -50,6 +50,8 @@ pub struct Scope {
     pub most_attempts: u32,
     /// Whether nobody listens to what comes of a release, which spares a search all orders of answers that change nothing.
     pub forgets_releases: bool,
+    /// Whether answers are heard as soon as they are given, so that only commands are ever under way.
+    pub answers_at_once: bool,
     /// How often a holder extends by hand, or is told that its key may have changed.
     pub most_extensions: u64,
     /// How many connections break at most, of those that need not.
@@ -156,6 +158,7 @@ impl Scope {
             most_claims: u32::MAX,
             most_attempts: u32::MAX,
             forgets_releases: false,
+            answers_at_once: false,
             most_extensions: u64::MAX,
             most_breaks: u32::MAX,
             most_faults: chance.one_of(&[0, 1, 3, 10, 30]),
@@ -262,6 +265,8 @@ pub struct Small {
     pub timers: bool,
     /// Whether the answers to releases are heard.
     pub listens: bool,
+    /// Whether answers are heard as soon as they are given, so that only commands are ever under way.
+    pub answers_at_once: bool,
     /// How many connections break.
     pub breaks: u32,
     /// What goes wrong, and how often.
@@ -279,6 +284,7 @@ impl Default for Small {
             abandons: false,
             timers: true,
             listens: false,
+            answers_at_once: false,
             breaks: 0,
             faults: (Vec::new(), 0),
         }
@@ -311,6 +317,7 @@ impl Small {
             most_claims: 1,
             most_attempts: self.attempts,
             forgets_releases: !self.listens,
+            answers_at_once: self.answers_at_once,
             most_extensions: self.extensions,
             most_breaks: self.breaks,
             most_faults: *most_faults,

@@ -173,6 +173,9 @@ impl World {
         if !wire.broken {
             wire.answers.push_back(reply);
             self.pass_over_what_nobody_hears(id);
+            if self.scope.answers_at_once && self.wire(id).is_some_and(|wire| !wire.answers.is_empty()) {
+                self.hear(id);
+            }
         } else {
             self.forget_what_is_over();
         }
