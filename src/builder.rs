@@ -11,28 +11,32 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 #[cfg(feature = "redis")]
 use tokio::time::timeout;
+#[cfg(feature = "redis")]
+use uuid::Uuid;
 
 use crate::clock::Clock;
 #[cfg(feature = "redis")]
 use crate::clock::SystemClock;
-use crate::driver::Doors;
+use crate::driver::{Doors, Sleepers};
 use crate::entropy::Entropy;
 #[cfg(feature = "redis")]
 use crate::entropy::SystemEntropy;
 use crate::error::{ConnectError, SettingsError};
 use crate::keeper::Keeper;
 use crate::memory::{MemoryClient, MemoryDoors, MemoryNodes};
-use crate::node::Node;
 #[cfg(feature = "redis")]
-use crate::node::redis::{Identities, NodeConfig, RedisNode, State, Target, Timeouts, check_connect_timeout};
+use crate::node::redis::{Client, NodeConfig, RedisNode, State, Target, Timeouts, check_connect_timeout};
+use crate::node::{Bell, Node};
 #[cfg(feature = "redis")]
 use crate::protocol::admission::Admission;
 use crate::protocol::admission::RestartProtection;
 #[cfg(feature = "redis")]
+use crate::protocol::command::Waiter;
+#[cfg(feature = "redis")]
 use crate::protocol::quorum::Quorum;
 use crate::protocol::settings::{Renewal, Terms, Wishes, check_namespace, check_signature, check_wait};
 use crate::protocol::time::Drift;
-use crate::protocol::wait::Backoff;
+use crate::protocol::wait::{Backoff, WakeBy};
 use crate::redlock::{Core, DEFAULT_NAMESPACE, DEFAULT_WAIT, Redlock};
 
 /// Nodes and settings, checked together when [`connect`](RedlockBuilder::connect)ed: a setting that does not fit is
@@ -70,6 +74,7 @@ pub struct RedlockBuilder {
     holder: Option<String>,
     wishes: Wishes,
     wait: Option<Duration>,
+    max_waiters: usize,
     restart_protection: RestartProtection,
     connect_timeout: Duration,
 }
@@ -102,6 +107,7 @@ impl RedlockBuilder {
             holder: None,
             wishes: Wishes::default(),
             wait: None,
+            max_waiters: usize::MAX,
             restart_protection: RestartProtection::default(),
             connect_timeout: Duration::from_secs(2),
         }
@@ -261,6 +267,20 @@ impl RedlockBuilder {
         self
     }
 
+    /// How those who wait learn that a holder is done, unless a [mutex](crate::Mutex::wake_by) says otherwise: by a message,
+    /// by default.
+    pub fn wake_by(mut self, wake_by: WakeBy) -> Self {
+        self.wishes.wake_by = wake_by;
+        self
+    }
+
+    /// How many callers may wait in this client for one resource, unless a [mutex](crate::Mutex::max_waiters) says otherwise:
+    /// as many as come, by default.
+    pub fn max_waiters(mut self, most: usize) -> Self {
+        self.max_waiters = most;
+        self
+    }
+
     /// The default [renewal](crate::Mutex::renewal) of mutexes: while the guard lives, when less than two thirds of
     /// the ttl remain.
     pub fn renewal(mut self, renewal: Renewal) -> Self {
@@ -341,14 +361,16 @@ impl RedlockBuilder {
         if let Some(holder) = &self.holder {
             check_signature(holder, None)?;
         }
+        let sleepers = Arc::new(Sleepers::default());
+        let bell: Arc<dyn Bell> = sleepers.clone();
         match &self.source {
             Source::Memory(nodes) => {
                 let names = (0..nodes.len()).map(|node| format!("memory-{node}").into()).collect();
                 let terms = self.wishes.check(&names)?;
                 let runtime = runtime()?;
                 let (holder, MemoryDoors { nodes, clock, entropy, client }) =
-                    nodes.connect(self.holder.as_deref());
-                let doors = open_doors(&runtime, nodes, clock, entropy);
+                    nodes.connect(self.holder.as_deref(), &bell);
+                let doors = open_doors(&runtime, nodes, (clock, entropy), sleepers);
                 Ok((self.open(doors, terms, holder, Some(client)), Reached::default()))
             }
             #[cfg(feature = "redis")]
@@ -366,10 +388,17 @@ impl RedlockBuilder {
                 // A little more than the slowest attempt takes, so that its reason is known.
                 let slowest = targets.iter().map(|target| timeouts.at(target).connect).max();
                 let patience = slowest.unwrap_or_default() + timeouts.node;
-                let (nodes, states) = start_all(&runtime()?, targets, timeouts, admission);
-                let reached = Reached { states, names, patience, grace: timeouts.node };
                 let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-                let doors = open_doors(&runtime()?, nodes.into(), clock, entropy);
+                let client = Client {
+                    waiter: Waiter(format!("{}#wake:{}", self.namespace, Uuid::new_v4().simple()).into()),
+                    bell,
+                    namespace: self.namespace.as_str().into(),
+                    clock: clock.clone(),
+                    identities: Arc::default(),
+                };
+                let (nodes, states) = start_all(&runtime()?, targets, timeouts, &client, admission);
+                let reached = Reached { states, names, patience, grace: timeouts.node };
+                let doors = open_doors(&runtime()?, nodes.into(), (clock, entropy), sleepers);
                 Ok((self.open(doors, terms, holder, None), reached))
             }
             #[cfg(not(feature = "redis"))]
@@ -381,7 +410,8 @@ impl RedlockBuilder {
         // A mutex may ask for another ttl, but the bound on it stays what it was for all.
         let max_ttl = self.wishes.max_ttl.or(Some(self.wishes.ttl));
         let wishes = Wishes { max_ttl, ..self.wishes };
-        Redlock::open(Core::new(doors, wishes, terms, self.wait, holder, client), &self.namespace)
+        let waits = (self.wait, self.max_waiters);
+        Redlock::open(Core::new(doors, wishes, terms, waits, holder, client), &self.namespace)
     }
 }
 
@@ -465,26 +495,26 @@ fn start_all(
     runtime: &Handle,
     targets: Vec<Target>,
     timeouts: Timeouts,
+    client: &Client,
     admission: impl Fn(bool) -> Admission,
 ) -> (Vec<Arc<dyn Node>>, Vec<watch::Receiver<State>>) {
-    let identities = Arc::new(Identities::default());
-    let start = |target: Target| {
+    let start = |(index, target): (usize, Target)| {
         let (admission, timeouts) = (admission(target.trusts_disk()), timeouts.at(&target));
-        RedisNode::start(runtime, target, timeouts, Arc::new(SystemClock), identities.clone(), admission)
+        RedisNode::start(runtime, target, timeouts, (index, client.clone()), admission)
     };
-    targets.into_iter().map(start).unzip()
+    targets.into_iter().enumerate().map(start).unzip()
 }
 
 /// The doors of a new deployment, and the keeper of its held locks.
 pub(crate) fn open_doors(
     runtime: &Handle,
     nodes: Box<[Arc<dyn Node>]>,
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
+    (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>),
+    sleepers: Arc<Sleepers>,
 ) -> Doors {
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
-    Doors { nodes, clock, entropy, keeper }
+    Doors { nodes, clock, entropy, keeper, sleepers }
 }
 
 #[cfg(feature = "redis")]

@@ -137,8 +137,15 @@ fn examine(
             );
             (NodeState::Silent { reason }, None)
         }
-        Some(Facts::Up { waits_because, distrust, info }) => {
+        Some(Facts::Up { waits_because, distrust, wakes_nobody_because, info }) => {
             let state = state_of(answer, waits_because, found);
+            if let Some(reason) = wakes_nobody_because {
+                found(
+                    Severity::Notice,
+                    format!("wakes nobody who waits here for a lock: {reason}"),
+                    "those who wait ask again after random rests; docs/operations.md has the rights for messages",
+                );
+            }
             if let Some(distrust) = distrust {
                 let what = format!("trust_disk is not followed: {distrust}");
                 found(

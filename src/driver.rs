@@ -3,7 +3,7 @@
 //!
 //! There is no task for it. The caller's future waits for the verdict; if it is dropped, it feeds the release itself.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError, Weak};
@@ -15,7 +15,7 @@ use tokio::sync::futures::Notified;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::keeper::Keeper;
-use crate::node::{Listener, Node, Reply, Watcher};
+use crate::node::{Bell, Listener, Node, Reply, Watcher};
 use crate::protocol::claim::{Action, Claim, Event, ExtensionFailure, Failure, Notice, Phase, Ticket};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex};
 use crate::protocol::release::ReleaseOutcome;
@@ -23,7 +23,7 @@ use crate::protocol::report::Report;
 use crate::protocol::round::{Round, RoundId};
 use crate::protocol::settings::Terms;
 use crate::protocol::time::{Instant, Ttl};
-use crate::queue::Place;
+use crate::queue::{Debt, Place};
 use crate::sync::lock;
 
 /// The doors to the world, shared by all claims of one deployment.
@@ -32,11 +32,47 @@ pub(crate) struct Doors {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) sleepers: Arc<Sleepers>,
+}
+
+impl Doors {
+    /// A holder handed over, and nobody took it up.
+    fn wake_another(&self, key: &Key) {
+        for node in &self.nodes {
+            node.submit(Command::Delist { key: key.clone() }, Reply::to_nobody());
+        }
+    }
 }
 
 impl Drop for Doors {
     fn drop(&mut self) {
         self.keeper.stop();
+    }
+}
+
+/// The claims that are on wait lists, by what they wait for: one for a resource, since the others wait in the local queue.
+#[derive(Default)]
+pub(crate) struct Sleepers(Mutex<HashMap<Key, Weak<Live>>>);
+
+impl Sleepers {
+    fn enter(&self, live: &Arc<Live>) {
+        lock(&self.0).insert(live.key.clone(), Arc::downgrade(live));
+    }
+
+    fn leave(&self, key: &Key) {
+        lock(&self.0).remove(key);
+    }
+}
+
+impl Bell for Sleepers {
+    fn ring(&self, node: NodeIndex, key: &Key) -> bool {
+        let sleeper = lock(&self.0).get(key).and_then(Weak::upgrade);
+        sleeper.inspect(|live| live.feed(Event::Woken { node })).is_some()
+    }
+
+    fn ring_all(&self, node: NodeIndex) {
+        let sleepers: Vec<_> = lock(&self.0).values().filter_map(Weak::upgrade).collect();
+        sleepers.iter().for_each(|live| live.feed(Event::Woken { node }));
     }
 }
 
@@ -61,8 +97,13 @@ pub(crate) struct Live {
 struct Stage {
     claim: Claim,
     actions: Vec<Action>,
-    /// The place in the local queue: taken while the claim competes or holds.
+    /// The place in the local queue: given up when the claim neither competes nor holds any more, and left when its release is
+    /// answered.
     place: Option<Place>,
+    /// What the one before owed to other clients when it handed over: until this one holds, and so will wake them.
+    debt: Option<Debt>,
+    /// It may be on wait lists.
+    sleeps: bool,
     /// When the keeper wakes this claim; `None` while its caller does.
     kept: Option<Instant>,
     watching: Watching,
@@ -101,7 +142,9 @@ impl Live {
             stage: Mutex::new(Stage {
                 claim,
                 actions: Vec::new(),
+                debt: place.take_debt(),
                 place: Some(place),
+                sleeps: false,
                 kept: None,
                 watching: Watching::No,
             }),
@@ -158,7 +201,13 @@ impl Live {
         for action in actions.drain(..) {
             match action {
                 Action::Draw => lock(&self.mail).push_front(Event::Attempt(self.doors.entropy.draw())),
-                Action::Send { node, round, command } => self.send(node, round, command),
+                Action::Send { node, round, command } => {
+                    if matches!(command, Command::Enlist { .. }) && !stage.sleeps {
+                        stage.sleeps = true;
+                        self.doors.sleepers.enter(self);
+                    }
+                    self.send(node, round, command);
+                }
                 Action::Tell(notice) => notices.push(notice),
             }
         }
@@ -166,6 +215,11 @@ impl Live {
         // And what begins is valid before anybody is told that it has begun.
         let mut wake = self.publish(stage, now);
         for notice in notices {
+            if let Notice::Released { others_wait, .. } = notice
+                && let Some(place) = stage.place.take()
+            {
+                place.heard(now, others_wait);
+            }
             wake |= self.note(notice);
         }
         if wake {
@@ -189,7 +243,7 @@ impl Live {
                 }
             }
             Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
-            Notice::Released(outcome, report) => results.released = Some((outcome, report)),
+            Notice::Released { outcome, report, .. } => results.released = Some((outcome, report)),
             Notice::HeldLong => {
                 tracing::warn!(key = ?self.key, "lock held for ten minutes without hold_at_most");
                 return false;
@@ -204,8 +258,15 @@ impl Live {
         let valid_until = stage.claim.valid_until();
         self.valid_until.store(valid_until.map_or(0, Instant::as_nanos), Ordering::Release);
         let before = self.wake_at.swap(wake_at.as_nanos(), Ordering::AcqRel);
+        if phase > Phase::Claiming {
+            self.has_ceased_to_compete(stage, phase);
+        }
         if phase == Phase::Over || (phase == Phase::Lost && valid_until.is_none_or(|end| now >= end)) {
-            stage.place = None;
+            let is_answered = wake_at == Instant::NEVER;
+            match &mut stage.place {
+                Some(place) if !is_answered => place.give_up(),
+                place => *place = None,
+            }
         }
         self.watch(stage, now);
         if let Some(kept) = stage.kept {
@@ -214,6 +275,30 @@ impl Live {
         }
         let just_ended = phase >= Phase::Lost && !self.ended.swap(true, Ordering::AcqRel);
         just_ended || wake_at.as_nanos() < before
+    }
+
+    fn has_ceased_to_compete(&self, stage: &mut Stage, phase: Phase) {
+        if std::mem::take(&mut stage.sleeps) {
+            self.doors.sleepers.leave(&self.key);
+        }
+        match stage.debt.take() {
+            Some(debt) if phase == Phase::Held => debt.forgive(),
+            debt => drop(debt),
+        }
+    }
+
+    /// The holder is done. If others of this client wait for the resource, the next of them comes right behind, and no other
+    /// client is woken.
+    pub(crate) fn let_go(self: &Arc<Self>) {
+        let doors = &self.doors;
+        let debt = || {
+            let (doors, key) = (doors.clone(), self.key.clone());
+            Debt::new(move || doors.wake_another(&key))
+        };
+        let now = self.now();
+        let hands_over =
+            self.on_stage(|stage| stage.place.as_ref().is_some_and(|place| place.hands_over(now, debt)));
+        self.feed(if hands_over { Event::HandOver } else { Event::Release });
     }
 
     /// From now on the keeper wakes this claim: it renews it, and notices its end.
@@ -384,7 +469,7 @@ impl Drop for Extending<'_> {
 
 /// Releases, and waits until the outcome is decided: at the latest when the node timeout is over.
 pub(crate) async fn release(live: &Arc<Live>) -> (ReleaseOutcome, Report) {
-    live.feed(Event::Release);
+    live.let_go();
     live.wait_for(|results| results.released.clone()).await
 }
 

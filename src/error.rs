@@ -47,6 +47,11 @@ pub enum AcquireError {
     /// A majority was won, but when it was known here its validity was over. The network, a node or this process was
     /// slower than the ttl: a longer ttl helps.
     TooLate(Box<Report>),
+    /// As many callers of this client wait for the resource as [may](crate::Mutex::max_waiters). Nothing was asked.
+    Full {
+        /// How many may wait.
+        max_waiters: usize,
+    },
     /// [`shutdown`](crate::Redlock::shutdown) was called.
     Closed,
     /// A setting of the mutex was refused, before anything was sent.
@@ -61,7 +66,7 @@ impl AcquireError {
             AcquireError::NoQuorum(report)
             | AcquireError::NotReady { report, .. }
             | AcquireError::TooLate(report) => Some(report),
-            AcquireError::Closed | AcquireError::Settings(_) => None,
+            AcquireError::Full { .. } | AcquireError::Closed | AcquireError::Settings(_) => None,
         }
     }
 }
@@ -80,6 +85,9 @@ impl fmt::Display for AcquireError {
                 with_report(f, &what, Some(report))
             }
             AcquireError::TooLate(report) => with_report(f, "acquired too late to be valid", Some(report)),
+            AcquireError::Full { max_waiters } => {
+                write!(f, "max_waiters is {max_waiters}, and as many wait in this client already")
+            }
             AcquireError::Closed => f.write_str("the Redlock is shut down"),
             AcquireError::Settings(error) => error.fmt(f),
         }

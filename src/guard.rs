@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::driver::{self, Live};
 use crate::error::{ExtendError, NotHeld, WithinError, with_report};
-use crate::protocol::claim::{Event, ExtensionFailure};
+use crate::protocol::claim::ExtensionFailure;
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::report::Report;
 use crate::protocol::settings::Terms;
@@ -218,7 +218,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.live.feed(Event::Release);
+        self.live.let_go();
     }
 }
 
@@ -385,7 +385,9 @@ mod tests {
     use super::*;
     use crate::builder::open_doors;
     use crate::clock::SuspendableClock;
+    use crate::driver::Sleepers;
     use crate::memory::{MemoryDoors, MemoryNodes};
+    use crate::node::Bell;
     use crate::protocol::settings::Wishes;
     use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
 
@@ -394,12 +396,14 @@ mod tests {
     /// A client on a machine of its own; the nodes are elsewhere, and stay awake.
     fn a_client_that_may_sleep(nodes: &MemoryNodes) -> (Redlock, SuspendableClock) {
         let clock = SuspendableClock::new();
-        let (holder, MemoryDoors { nodes: connections, entropy, .. }) = nodes.connect(Some("laptop"));
-        let doors = open_doors(&Handle::current(), connections, Arc::new(clock.clone()), entropy);
+        let sleepers = Arc::new(Sleepers::default());
+        let bell: Arc<dyn Bell> = sleepers.clone();
+        let (holder, MemoryDoors { nodes: connections, entropy, .. }) = nodes.connect(Some("laptop"), &bell);
+        let doors = open_doors(&Handle::current(), connections, (Arc::new(clock.clone()), entropy), sleepers);
         let names = (0..nodes.len()).map(|node| node.to_string().into()).collect();
         let wishes = Wishes { ttl: TTL, ..Wishes::default() };
         let terms = wishes.check(&names).expect("settings that fit");
-        let core = Core::new(doors, wishes, terms, Some(TTL), holder, None);
+        let core = Core::new(doors, wishes, terms, (Some(TTL), usize::MAX), holder, None);
         (Redlock::open(core, DEFAULT_NAMESPACE), clock)
     }
 

@@ -109,7 +109,7 @@ pub use protocol::admission::RestartProtection;
 pub use protocol::release::ReleaseOutcome;
 pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;
-pub use protocol::wait::Backoff;
+pub use protocol::wait::{Backoff, WakeBy};
 pub use redlock::{Redlock, Shutdown};
 
 /// The code in the README and the guides, compiled and run with the other examples.

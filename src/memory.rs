@@ -11,8 +11,8 @@ pub use self::plan::{FaultKind, FaultPlan, Faults};
 use crate::builder::RedlockBuilder;
 use crate::clock::{Clock, RuntimeClock};
 use crate::entropy::{Entropy, SeededEntropy};
-use crate::node::Node;
 use crate::node::memory::{ClientNumber, MemoryConnection, MemoryNode, Partition, Skew};
+use crate::node::{Bell, Node};
 use crate::protocol::command::{Key, Signature, Value};
 use crate::protocol::time::Instant;
 use crate::redlock::{DEFAULT_NAMESPACE, Redlock};
@@ -433,13 +433,15 @@ impl MemoryNodes {
     }
 
     /// A new client, which may have a name of its own.
-    pub(crate) fn connect(&self, name: Option<&str>) -> (String, MemoryDoors) {
+    pub(crate) fn connect(&self, name: Option<&str>, bell: &Arc<dyn Bell>) -> (String, MemoryDoors) {
         let mut clients = lock(&self.group.clients);
         let number = clients.len();
         let name = name.map_or_else(|| format!("client-{}", number + 1), str::to_owned);
         clients.push(name.clone());
         // Under the lock, so that all nodes number the clients alike.
-        self.group.nodes.iter().for_each(|node| node.accept());
+        for (index, node) in self.group.nodes.iter().enumerate() {
+            node.accept(index, Arc::downgrade(bell));
+        }
         drop(clients);
         let connect = |node: &Arc<MemoryNode>| {
             Arc::new(MemoryConnection { node: node.clone(), client: number }) as Arc<dyn Node>

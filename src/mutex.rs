@@ -16,8 +16,8 @@ use crate::protocol::settings::{
     Renewal, Terms, Wishes, check_namespace, check_resource, check_signature, check_wait,
 };
 use crate::protocol::time::Instant;
-use crate::protocol::wait::{Backoff, Patience};
-use crate::queue::Place;
+use crate::protocol::wait::{Backoff, Patience, WakeBy};
+use crate::queue::{Full, Place};
 use crate::redlock::{Core, DEFAULT_WAIT};
 
 /// A lock on one resource, described: nothing is asked before a verb is awaited, and each use begins anew.
@@ -54,6 +54,7 @@ pub struct Mutex {
     /// What differs from the deployment's settings.
     wishes: Option<Box<Wishes>>,
     wait: Option<Duration>,
+    max_waiters: usize,
     metadata: Option<String>,
     /// What the settings come to, once they were found good.
     request: OnceLock<Request>,
@@ -61,8 +62,9 @@ pub struct Mutex {
 
 impl Mutex {
     pub(crate) fn new(core: Arc<Core>, namespace: Arc<str>, resource: &[u8]) -> Self {
-        let (wait, resource) = (core.wait, resource.to_vec());
-        Mutex { core, namespace, resource, wishes: None, wait, metadata: None, request: OnceLock::new() }
+        let (wait, max_waiters, resource) = (core.wait, core.max_waiters, resource.to_vec());
+        let (wishes, metadata, request) = (None, None, OnceLock::new());
+        Mutex { core, namespace, resource, wishes, wait, max_waiters, metadata, request }
     }
 
     fn wish(mut self, change: impl FnOnce(&mut Wishes)) -> Self {
@@ -96,8 +98,34 @@ impl Mutex {
         self.wait(Duration::MAX)
     }
 
-    /// How long to rest between attempts, and after how many to give up: random rests of up to 10 ms at first, of up
-    /// to 1 s later, by default. A rest ends earlier where the holder's keys run out.
+    /// How [`acquire`](Mutex::acquire) learns that a holder is done: by a message, by default. Callers of one client wait for
+    /// each other in any case without asking the nodes.
+    pub fn wake_by(self, wake_by: WakeBy) -> Self {
+        self.wish(|wishes| wishes.wake_by = wake_by)
+    }
+
+    /// How many callers may wait in this client for the resource, behind the one that holds it or asks the nodes for it. One more
+    /// gets [`AcquireError::Full`] at once. As many as come, by default; with 0, nobody waits for another of the same client.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use redlock_quorum::{AcquireError, MemoryNodes};
+    ///
+    /// let mutex = MemoryNodes::new(3).redlock().mutex("reports").max_waiters(0);
+    /// let _guard = mutex.acquire().await?;
+    /// assert!(matches!(mutex.acquire().await, Err(AcquireError::Full { max_waiters: 0 })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn max_waiters(mut self, most: usize) -> Self {
+        self.max_waiters = most;
+        self
+    }
+
+    /// How long to rest between attempts where no message can be waited for, because votes were split, nodes are missing or
+    /// send none, and after how many attempts to give up: random rests of up to 10 ms at first, of up to 1 s later, by
+    /// default. A rest ends earlier where the holder's keys run out.
     #[doc(alias = "RetryStrategy")]
     #[doc(alias = "retry")]
     pub fn backoff(self, backoff: Backoff) -> Self {
@@ -225,7 +253,8 @@ impl Mutex {
         if self.core.is_closed() {
             return Err(AcquireError::Closed);
         }
-        let Some(place) = self.core.places.try_enter(&request.key) else { return Ok(None) };
+        let now = self.core.doors.clock.now();
+        let Some(place) = self.core.places.try_enter(&request.key, now) else { return Ok(None) };
         match self.claim(request, Patience::Once, place).await {
             Ok(guard) => Ok(Some(guard)),
             Err(AcquireError::Held(_)) => Ok(None),
@@ -380,20 +409,26 @@ impl Mutex {
         if self.core.is_closed() {
             return Err(AcquireError::Closed);
         }
-        if let Some(place) = self.core.places.try_enter(key) {
+        let now = self.core.doors.clock.now();
+        if let Some(place) = self.core.places.try_enter(key, now) {
             return Ok(place);
         }
         tokio::select! {
             biased;
             () = self.core.closed() => Err(AcquireError::Closed),
-            place = self.core.places.enter(key) => Ok(place),
+            place = self.core.places.enter(key, now, self.max_waiters) => {
+                place.map_err(|Full| AcquireError::Full { max_waiters: self.max_waiters })
+            }
             () = self.core.doors.clock.sleep_until(deadline) => Err(AcquireError::Held(Box::new(Held::locally()))),
         }
     }
 
     async fn claim(&self, request: Request, patience: Patience, place: Place) -> Result<Guard, AcquireError> {
         let Request { key, signature, terms } = request;
-        let claim = Claim::new(key.clone(), signature, terms.clone(), patience);
+        let mut claim = Claim::new(key.clone(), signature, terms.clone(), patience);
+        if place.others_wait(self.core.doors.clock.now()) {
+            claim = claim.letting_others_pass();
+        }
         let live = Live::new(self.core.doors.clone(), key, claim, place);
         let won = tokio::select! {
             biased;

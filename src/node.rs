@@ -58,6 +58,8 @@ pub enum Facts {
         waits_because: Option<Arc<str>>,
         /// What it says against the operator's word for its disk.
         distrust: Option<Arc<str>>,
+        /// Why it cannot wake this client, if so.
+        wakes_nobody_because: Option<&'static str>,
         /// What it says of itself, or why it says nothing.
         info: Result<ServerInfo, Unknown>,
     },
@@ -93,6 +95,17 @@ pub trait Watcher: Send + Sync + 'static {
     fn changed(self: Arc<Self>);
 }
 
+/// What a node rings when it is somebody's turn.
+pub trait Bell: Send + Sync + 'static {
+    /// A node says that the resource is free there. False if nobody waits for it here any more: then it is another client's
+    /// turn. Called from any thread, and must not block.
+    fn ring(&self, node: NodeIndex, key: &Key) -> bool;
+
+    /// A node is connected again, and may have passed over whoever waits here.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    fn ring_all(&self, node: NodeIndex);
+}
+
 /// Where the answers to a round are heard.
 pub trait Listener: Send + Sync + 'static {
     /// A node answered. Called once for each command, from any thread, also from within [`Node::submit`].
@@ -113,7 +126,6 @@ impl Reply {
     }
 
     /// Nobody wants to know.
-    #[cfg(feature = "redis")]
     pub(crate) fn to_nobody() -> Self {
         Reply { listener: None, round: RoundId(0), node: 0 }
     }

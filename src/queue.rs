@@ -1,74 +1,229 @@
 //! The local place per resource: of one `Redlock` and its clones, one claim at a time competes for a resource over the
 //! network, and the others wait here, first come first served.
+//!
+//! A holder that is done hands over to the next one here without a word to the other clients, but not for ever if others
+//! wait; and one that has just called another client lets it pass before it comes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::protocol::command::Key;
+use crate::protocol::time::Instant;
 use crate::sync::lock;
+
+/// While other clients wait, so many times in a row a resource is handed over in here.
+const MOST_HAND_OVERS: u32 = 16;
+
+/// For so long after a release it is remembered that it woke another client: it will have the resource by then.
+const COURTESY: Duration = Duration::from_millis(5);
+
+/// Of how many resources that is remembered at most.
+const MOST_COURTESIES: usize = 64;
 
 /// Who is at which resource.
 #[derive(Default)]
 pub(crate) struct Places {
-    turns: Mutex<HashMap<Key, Arc<Semaphore>>>,
+    turns: Mutex<Turns>,
     /// Told when the last one has left.
     empty: Notify,
 }
 
-/// The place at a resource. Dropped, it is the next one's turn.
+#[derive(Default)]
+struct Turns {
+    turns: HashMap<Key, Arc<Turn>>,
+    /// Resources that nobody is at any more, for which others were woken, and until when that matters.
+    courtesies: VecDeque<(Key, Instant)>,
+}
+
+/// One resource, as long as somebody is at it.
+struct Turn {
+    permit: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    state: Mutex<TurnState>,
+}
+
+#[derive(Default)]
+struct TurnState {
+    /// Until when other clients are known to wait, by the last release.
+    others_wait_until: Option<Instant>,
+    /// How often the place was handed over in a row.
+    hand_overs: u32,
+    /// What whoever hands over owes to the other clients, until the next one takes it up.
+    debt: Option<Debt>,
+}
+
+/// What is owed to other clients by a holder that handed over without waking one of them. Dropped, it is paid: somebody is
+/// woken. Whoever has acquired the resource owes nothing any more, since its own release will do it.
+pub(crate) struct Debt(Option<Box<dyn FnOnce() + Send>>);
+
+impl Debt {
+    pub(crate) fn new(pay: impl FnOnce() + Send + 'static) -> Self {
+        Debt(Some(Box::new(pay)))
+    }
+
+    pub(crate) fn forgive(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        if let Some(pay) = self.0.take() {
+            pay();
+        }
+    }
+}
+
+/// The place at a resource. When it is [given up](Place::give_up), or dropped, it is the next one's turn.
 ///
 /// The permit goes before the spot, which counts who is still there.
 pub(crate) struct Place {
-    _permit: OwnedSemaphorePermit,
-    _spot: Spot,
+    permit: Option<OwnedSemaphorePermit>,
+    spot: Spot,
 }
 
-/// Somebody at a resource, at the head or waiting. The last one to leave takes the entry away.
+/// Somebody at a resource, at the head, waiting, or about to leave. The last one to leave takes the entry away.
 struct Spot {
     places: Arc<Places>,
     key: Key,
-    turn: Option<Arc<Semaphore>>,
+    turn: Option<Arc<Turn>>,
 }
+
+/// As many wait for the resource as may.
+#[derive(Debug)]
+pub(crate) struct Full;
 
 impl Places {
     /// The place, if nobody has it or waits for it.
-    pub(crate) fn try_enter(self: &Arc<Self>, key: &Key) -> Option<Place> {
-        let spot = self.arrive(key);
-        let permit = spot.turn.clone()?.try_acquire_owned().ok()?;
-        Some(Place { _permit: permit, _spot: spot })
+    pub(crate) fn try_enter(self: &Arc<Self>, key: &Key, now: Instant) -> Option<Place> {
+        let spot = self.arrive(key, now);
+        let permit = spot.turn().permit.clone().try_acquire_owned().ok()?;
+        Some(Place { permit: Some(permit), spot })
     }
 
     /// The place, when it is this caller's turn. Dropped while waiting, nobody's turn is lost.
-    pub(crate) async fn enter(self: &Arc<Self>, key: &Key) -> Place {
-        let spot = self.arrive(key);
-        let turn = spot.turn.clone().expect("a spot has its turn until it is dropped");
-        let permit = turn.acquire_owned().await.expect("a turn is never closed");
-        Place { _permit: permit, _spot: spot }
+    pub(crate) async fn enter(self: &Arc<Self>, key: &Key, now: Instant, most: usize) -> Result<Place, Full> {
+        let spot = self.arrive(key, now);
+        let waiting = Waiting::begin(spot.turn(), most)?;
+        let permit = spot.turn().permit.clone().acquire_owned().await.expect("a turn is never closed");
+        drop(waiting);
+        Ok(Place { permit: Some(permit), spot })
     }
 
-    /// Completes when nobody is at any resource. A place is left only after what its claim had to say was handed to the
-    /// nodes, so then every release is on its way.
+    /// Completes when nobody is at any resource: every release has been answered, or will not be.
     pub(crate) async fn empty(&self) {
         loop {
             let empty = self.empty.notified();
-            if lock(&self.turns).is_empty() {
+            if lock(&self.turns).turns.is_empty() {
                 return;
             }
             empty.await;
         }
     }
 
-    fn arrive(self: &Arc<Self>, key: &Key) -> Spot {
+    fn arrive(self: &Arc<Self>, key: &Key, now: Instant) -> Spot {
         let mut turns = lock(&self.turns);
-        let turn = turns.entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+        let turn = match turns.turns.get(key) {
+            Some(turn) => turn.clone(),
+            None => {
+                let others_wait_until = turns.recall(key, now);
+                let state = TurnState { others_wait_until, ..TurnState::default() };
+                let (permit, state) = (Arc::new(Semaphore::new(1)), Mutex::new(state));
+                let turn = Arc::new(Turn { permit, waiting: AtomicUsize::new(0), state });
+                turns.turns.insert(key.clone(), turn.clone());
+                turn
+            }
+        };
         Spot { places: self.clone(), key: key.clone(), turn: Some(turn) }
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        lock(&self.turns).len()
+        lock(&self.turns).turns.len()
+    }
+}
+
+impl Turns {
+    fn remember(&mut self, key: &Key, until: Instant) {
+        if self.courtesies.len() == MOST_COURTESIES {
+            self.courtesies.pop_front();
+        }
+        self.courtesies.push_back((key.clone(), until));
+    }
+
+    fn recall(&mut self, key: &Key, now: Instant) -> Option<Instant> {
+        self.courtesies.retain(|(_, until)| now < *until);
+        let place = self.courtesies.iter().position(|(other, _)| other == key)?;
+        self.courtesies.remove(place).map(|(_, until)| until)
+    }
+}
+
+impl Place {
+    /// The next one may have it. This one is still about, to hear what came of its release.
+    pub(crate) fn give_up(&mut self) {
+        self.permit = None;
+    }
+
+    /// Whether the next one here shall have the resource without other clients being woken. Asked once, by a holder that is
+    /// done; it then owes them the `debt`.
+    pub(crate) fn hands_over(&self, now: Instant, debt: impl FnOnce() -> Debt) -> bool {
+        let turn = self.spot.turn();
+        let mut state = lock(&turn.state);
+        let others_wait = state.others_wait_until.is_some_and(|until| now < until);
+        let may = !others_wait || state.hand_overs < MOST_HAND_OVERS;
+        if turn.waiting.load(Ordering::Acquire) == 0 || !may {
+            state.hand_overs = 0;
+            return false;
+        }
+        state.hand_overs = state.hand_overs.saturating_add(1);
+        let former = state.debt.replace(debt());
+        drop(state);
+        drop(former);
+        true
+    }
+
+    /// What the former holder owes, if it handed over.
+    pub(crate) fn take_debt(&self) -> Option<Debt> {
+        lock(&self.spot.turn().state).debt.take()
+    }
+
+    /// Whether other clients wait, as far as is known.
+    pub(crate) fn others_wait(&self, now: Instant) -> bool {
+        lock(&self.spot.turn().state).others_wait_until.is_some_and(|until| now < until)
+    }
+
+    /// What came of a release.
+    pub(crate) fn heard(&self, now: Instant, others_wait: bool) {
+        lock(&self.spot.turn().state).others_wait_until = others_wait.then(|| now + COURTESY);
+    }
+}
+
+/// Somebody who waits for a turn.
+struct Waiting<'a>(&'a Turn);
+
+impl<'a> Waiting<'a> {
+    fn begin(turn: &'a Turn, most: usize) -> Result<Self, Full> {
+        let enter = |waiting: usize| (waiting < most).then_some(waiting + 1);
+        match turn.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter) {
+            Ok(_) => Ok(Waiting(turn)),
+            Err(_) => Err(Full),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Spot {
+    fn turn(&self) -> &Arc<Turn> {
+        self.turn.as_ref().expect("a spot has its turn until it is dropped")
     }
 }
 
@@ -76,12 +231,20 @@ impl Drop for Spot {
     fn drop(&mut self) {
         let mut turns = lock(&self.places.turns);
         self.turn = None;
-        if turns.get(&self.key).is_some_and(|turn| Arc::strong_count(turn) == 1) {
-            turns.remove(&self.key);
-            if turns.is_empty() {
-                self.places.empty.notify_waiters();
-            }
+        if turns.turns.get(&self.key).is_none_or(|turn| Arc::strong_count(turn) > 1) {
+            return;
         }
+        let turn = turns.turns.remove(&self.key);
+        let state = turn.map(|turn| std::mem::take(&mut *lock(&turn.state))).unwrap_or_default();
+        if let Some(until) = state.others_wait_until {
+            turns.remember(&self.key, until);
+        }
+        if turns.turns.is_empty() {
+            self.places.empty.notify_waiters();
+        }
+        drop(turns);
+        // Nobody took it up.
+        drop(state.debt);
     }
 }
 
@@ -91,6 +254,8 @@ mod tests {
 
     use super::*;
 
+    const START: Instant = Instant::from_nanos(0);
+
     fn key(name: &str) -> Key {
         Key::of_lock("", name.as_bytes())
     }
@@ -98,20 +263,20 @@ mod tests {
     #[tokio::test]
     async fn the_place_is_given_in_the_order_of_arrival_and_nothing_stays_behind() {
         let places = Arc::new(Places::default());
-        let first = places.try_enter(&key("a")).expect("free");
-        assert!(places.try_enter(&key("a")).is_none());
-        assert!(places.try_enter(&key("b")).is_some(), "another resource");
+        let first = places.try_enter(&key("a"), START).expect("free");
+        assert!(places.try_enter(&key("a"), START).is_none());
+        assert!(places.try_enter(&key("b"), START).is_some(), "another resource");
 
         let name = key("a");
-        let mut second = Box::pin(places.enter(&name));
-        let mut third = Box::pin(places.enter(&name));
+        let mut second = Box::pin(places.enter(&name, START, usize::MAX));
+        let mut third = Box::pin(places.enter(&name, START, usize::MAX));
         assert!((&mut second).now_or_never().is_none());
         assert!((&mut third).now_or_never().is_none());
         drop(first);
         assert!((&mut third).now_or_never().is_none(), "not before the second");
         drop(second);
         let third = third.now_or_never().expect("the second gave up its turn");
-        assert!(places.try_enter(&key("a")).is_none());
+        assert!(places.try_enter(&key("a"), START).is_none());
         drop(third);
         assert_eq!(places.len(), 0);
     }

@@ -56,6 +56,7 @@ pub(crate) struct Core {
     pub(crate) wishes: Wishes,
     pub(crate) terms: Arc<Terms>,
     pub(crate) wait: Option<Duration>,
+    pub(crate) max_waiters: usize,
     pub(crate) holder: String,
     pub(crate) signature: Signature,
     /// Which client of in-memory nodes this is, if it is one.
@@ -69,7 +70,7 @@ impl Core {
         doors: Doors,
         wishes: Wishes,
         terms: Terms,
-        wait: Option<Duration>,
+        (wait, max_waiters): (Option<Duration>, usize),
         holder: String,
         client: Option<MemoryClient>,
     ) -> Self {
@@ -79,6 +80,7 @@ impl Core {
             wishes,
             terms: Arc::new(terms),
             wait,
+            max_waiters,
             signature: Signature::new(&holder, None),
             holder,
             client,

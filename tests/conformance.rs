@@ -25,12 +25,12 @@ use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 use redis::aio::MultiplexedConnection;
 use redlock_quorum::NodeConfig;
-use redlock_quorum::node::{Listener, Node, Reply, alone};
+use redlock_quorum::node::{Bell, Listener, Node, Reply, alone};
 use redlock_quorum::protocol::command::{
-    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Value,
+    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Value, Waiter, Wake,
 };
 use redlock_quorum::protocol::round::RoundId;
-use redlock_quorum::protocol::store::{Precision, Store};
+use redlock_quorum::protocol::store::{Messenger, Precision, Store};
 use redlock_quorum::protocol::time::{Instant, Ttl};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -143,10 +143,14 @@ enum Act {
 /// What the server or the store has to say to that.
 #[derive(Clone, Debug, PartialEq)]
 enum Said {
-    Answer(Answer),
+    /// And the messages that were sent, where their order is known.
+    Answer(Answer, Vec<Message>),
     Changed(bool),
     Done,
 }
+
+/// Who is woken, and for which key.
+type Message = (Waiter, Key);
 
 fn trace() -> impl Strategy<Value = Vec<Step>> {
     let wait = prop_oneof![
@@ -173,11 +177,20 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (key(), value(), ttl()).prop_map(|(key, value, ttl)| Command::Acquire { key, value, ttl }),
         4 => (key(), value(), ttl(), any::<bool>())
             .prop_map(|(key, value, ttl, heal)| Command::Extend { key, value, ttl, heal }),
-        3 => (key(), value(), linger(), Just(Duration::ZERO))
-            .prop_map(|(key, value, linger, owed_for)| Command::Release { key, value, linger, owed_for }),
+        3 => (key(), value(), linger(), wake()).prop_map(|(key, value, linger, wake)| {
+            Command::Release { key, value, linger, owed_for: Duration::ZERO, wake }
+        }),
+        3 => (key(), 0..4u64).prop_map(|(key, millis)| {
+            Command::Enlist { key, waited: Duration::from_millis(millis) }
+        }),
+        1 => key().prop_map(|key| Command::Delist { key }),
         3 => key().prop_map(|key| Command::Inspect { key }),
         1 => key().prop_map(|key| Command::Remove { key }),
     ]
+}
+
+fn wake() -> impl Strategy<Value = Wake> {
+    select(vec![Wake::Next, Wake::Next, Wake::NobodyYet, Wake::Nobody])
 }
 
 fn key() -> impl Strategy<Value = Key> {
@@ -228,6 +241,54 @@ enum Time {
 /// When every trace begins, on a clock that can be set: at one moment, so that a trace is the same whatever was before it.
 const START: Duration = Duration::from_secs(2_000_000_000);
 
+impl Time {
+    /// Whether all that happens at one millisecond happens at the same microsecond, by which those who wait are put in order.
+    fn keeps_order(&self) -> bool {
+        matches!(self, Time::Set(_))
+    }
+}
+
+/// By which name a client is on wait lists.
+fn waiter(in_full: bool) -> Waiter {
+    Waiter(if in_full { "anna" } else { "bert" }.into())
+}
+
+/// What the clients were sent by the server.
+#[derive(Default)]
+struct Messages(Mutex<Vec<Message>>);
+
+/// One of them, which hears.
+struct Ring {
+    waiter: Waiter,
+    messages: Arc<Messages>,
+}
+
+impl Bell for Ring {
+    fn ring(&self, _: NodeIndex, key: &Key) -> bool {
+        self.messages.0.lock().expect("whole").push((self.waiter.clone(), key.clone()));
+        true
+    }
+
+    fn ring_all(&self, _: NodeIndex) {}
+}
+
+/// What they are sent by the store.
+struct Post {
+    caller: Waiter,
+    sent: Vec<Message>,
+}
+
+impl Messenger for Post {
+    fn caller(&self) -> Option<&Waiter> {
+        Some(&self.caller)
+    }
+
+    fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool {
+        self.sent.push((waiter.clone(), key.clone()));
+        true
+    }
+}
+
 /// A server, and who talks to it.
 struct Rig<'a> {
     time: &'a Time,
@@ -236,6 +297,7 @@ struct Rig<'a> {
     /// Sends scripts in full, since its user may not load them.
     in_full: Arc<dyn Node>,
     operator: MultiplexedConnection,
+    messages: Arc<Messages>,
 }
 
 /// What came of the traces.
@@ -252,9 +314,13 @@ struct Played {
 impl Played {
     /// A trace that never gets to see the rare answers shows nothing. Few traces need not see them.
     fn assert_all_was_seen(&self) {
-        const ALL: [&str; 13] = [
+        const ALL: [&str; 17] = [
+            "delisted",
             "denied",
             "deleted",
+            "deleted, and others wait",
+            "enlisted",
+            "enlisted behind a holder",
             "foreign",
             "free",
             "granted",
@@ -287,12 +353,17 @@ impl<'a> Rig<'a> {
         let user = "ACL SETUSER unloaded on >secret ~* &* +@all -script";
         server.type_in::<()>(user).await;
         let address = || NodeConfig::new(server.address());
-        let node = |config| alone(config, PROMPT).expect("an address");
+        let messages = Arc::new(Messages::default());
+        let node = |config, waiter| {
+            let bell = Arc::new(Ring { waiter, messages: messages.clone() });
+            alone(config, PROMPT, (bell.waiter.clone(), bell)).expect("an address")
+        };
         Rig {
             time,
-            by_hash: node(address()),
-            in_full: node(address().username("unloaded").password("secret")),
+            by_hash: node(address(), waiter(false)),
+            in_full: node(address().username("unloaded").password("secret"), waiter(true)),
             operator: connect(server).await,
+            messages,
         }
     }
 
@@ -347,7 +418,7 @@ impl<'a> Rig<'a> {
         for store in &*possible {
             for moment in moments.clone() {
                 let mut store = store.clone();
-                let expected = say(&mut store, at(moment), act);
+                let expected = say(&mut store, at(moment), act, self.time.keeps_order());
                 if expected != said {
                     others.push(expected);
                 } else if !agree.contains(&store) {
@@ -392,8 +463,11 @@ impl<'a> Rig<'a> {
     async fn act(&self, act: &Act) -> Said {
         let changed = |reply: i64| Said::Changed(reply == 1);
         match act {
-            Act::Ask { in_full: true, command } => Said::Answer(ask(&self.in_full, command).await),
-            Act::Ask { in_full: false, command } => Said::Answer(ask(&self.by_hash, command).await),
+            Act::Ask { in_full, command } => {
+                let node = if *in_full { &self.in_full } else { &self.by_hash };
+                let answer = ask(node, command).await;
+                Said::Answer(answer, self.messages_so_far().await)
+            }
             Act::Put { key, value, millis } => {
                 let mut set = redis::cmd("SET");
                 set.arg(key.as_bytes()).arg(value.as_bytes());
@@ -412,6 +486,16 @@ impl<'a> Rig<'a> {
         }
     }
 
+    /// The messages that have been sent. On one connection a message comes before the answer to whatever was asked later.
+    async fn messages_so_far(&self) -> Vec<Message> {
+        let nothing = Command::Inspect { key: Key::of_lock("", b"nothing") };
+        for node in [&self.by_hash, &self.in_full] {
+            ask(node, &nothing).await;
+        }
+        let messages = std::mem::take(&mut *self.messages.0.lock().expect("whole"));
+        if self.time.keeps_order() { messages } else { Vec::new() }
+    }
+
     async fn operate<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
         let mut operator = self.operator.clone();
         promptly(command.query_async(&mut operator)).await.expect("an operator may do all")
@@ -419,9 +503,13 @@ impl<'a> Rig<'a> {
 }
 
 /// The same on the store.
-fn say(store: &mut Store, now: Instant, act: &Act) -> Said {
+fn say(store: &mut Store, now: Instant, act: &Act, keeps_order: bool) -> Said {
     match act {
-        Act::Ask { command, .. } => Said::Answer(store.apply(now, command)),
+        Act::Ask { command, in_full } => {
+            let mut post = Post { caller: waiter(*in_full), sent: Vec::new() };
+            let answer = store.apply(now, command, &mut post);
+            Said::Answer(answer, if keeps_order { post.sent } else { Vec::new() })
+        }
         Act::Put { key, value, millis } => {
             store.put(now, key, value, millis.map_or(Duration::MAX, Duration::from_millis));
             Said::Done
@@ -457,7 +545,7 @@ fn key_of(act: &Act) -> Option<&Key> {
 }
 
 fn kind(said: &Said) -> Option<&'static str> {
-    let Said::Answer(answer) = said else { return None };
+    let Said::Answer(answer, _) = said else { return None };
     Some(match answer {
         Answer::Granted => "granted",
         Answer::Denied => "denied",
@@ -465,7 +553,11 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Healed => "healed",
         Answer::Missing => "missing",
         Answer::Foreign => "foreign",
-        Answer::Deleted => "deleted",
+        Answer::Deleted { others_wait: false } => "deleted",
+        Answer::Deleted { others_wait: true } => "deleted, and others wait",
+        Answer::Enlisted(None) => "enlisted",
+        Answer::Enlisted(Some(_)) => "enlisted behind a holder",
+        Answer::Delisted => "delisted",
         Answer::Seen(None) => "free",
         Answer::Seen(Some(Sighting { expires_in: None, .. })) => "stands for ever",
         Answer::Seen(Some(Sighting { expires_in: Some(Duration::ZERO), .. })) => "in its last millisecond",

@@ -234,7 +234,7 @@ async fn a_connection_that_is_killed_between_two_calls_comes_back() {
     let redlock = cluster.redlock().await;
     let guard = promptly(redlock.mutex("job").ttl(Duration::from_secs(2)).acquire()).await.expect("free");
     for _ in 0..5 {
-        type_into(&cluster.servers, &["CLIENT KILL TYPE normal"]).await;
+        join_all(cluster.servers.iter().map(Server::kill_clients)).await;
         until_all_vote(&redlock).await;
         assert!(guard.is_valid());
     }
@@ -255,7 +255,8 @@ async fn a_connection_that_is_killed_in_the_middle_of_a_call_leaves_nothing() {
         });
         let waiting = async || cluster.servers[0].info("clients", "blocked_clients").await != "0";
         until("a command that waits", waiting).await;
-        type_into(&cluster.servers, &["CLIENT KILL TYPE normal", "CLIENT UNPAUSE"]).await;
+        join_all(cluster.servers.iter().map(Server::kill_clients)).await;
+        type_into(&cluster.servers, &["CLIENT UNPAUSE"]).await;
         let _ = promptly(attempt).await.expect("no panic");
         cluster.assert_nothing_left().await;
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use redlock_quorum::{
     AcquireError, Backoff, FaultKind, FaultPlan, Faults, MemoryNodes, Partition, Redlock, ReleaseOutcome,
-    Renewal, RunError, Skew, Watch,
+    Renewal, RunError, Skew, WakeBy, Watch,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -607,8 +607,8 @@ struct Counter {
 
 impl Counter {
     /// Some increments under the lock, each tried until it is made.
-    async fn increment(&self, client: &Redlock, times: u64) {
-        let mutex = client.mutex("counter").ttl(ms(500)).wait(secs(60));
+    async fn increment(&self, client: &Redlock, times: u64, wake_by: WakeBy) {
+        let mutex = client.mutex("counter").ttl(ms(500)).wait(secs(60)).wake_by(wake_by);
         let mutex = mutex.backoff(Backoff::exponential(ms(5), ms(100)));
         let mut made = 0;
         while made < times {
@@ -642,7 +642,9 @@ async fn count_under(plan: FaultPlan, seed: u64) -> (Counter, MemoryNodes, Fault
     let clients: Vec<_> = (0..4).map(|_| nodes.redlock()).collect();
     let faults = nodes.disturb(plan.every(ms(150)).lasting(ms(1_500)).length(secs(30)));
     let counter = Counter::default();
-    let working = join_all(clients.iter().map(|client| counter.increment(client, 4)));
+    // Who asks again and again sees more of what is wrong than who sleeps until a message comes.
+    let wake_by = if seed % 4 < 2 { WakeBy::Message } else { WakeBy::Poll(ms(50)) };
+    let working = join_all(clients.iter().map(|client| counter.increment(client, 4, wake_by)));
     timeout(secs(300), working).await.unwrap_or_else(|_| panic!("not done: {faults}"));
     (counter, nodes, faults)
 }

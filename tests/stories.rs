@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use redlock_quorum::protocol::claim::{Action, Claim, Draw, Event, Notice, Ticket, Why};
 use redlock_quorum::protocol::command::{
-    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Unknown, Value,
+    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Unknown, Value, Wake,
 };
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::protocol::time::{Instant, Ttl};
-use redlock_quorum::protocol::wait::Patience;
+use redlock_quorum::protocol::wait::{Patience, WakeBy};
 
 #[test]
 fn every_story_goes_as_it_is_written() {
@@ -76,8 +76,9 @@ impl Stage {
     fn set(line: &str) -> Stage {
         let (mut wishes, mut patience, mut nodes, mut jitter) =
             (Wishes::default(), Patience::Once, 0, u64::MAX / 2);
+        let mut lets_others_pass = false;
         for term in line.split(", ") {
-            match term.split_once(' ').unwrap_or((term, "")) {
+            match term.split_once(' ').filter(|_| term != "lets others pass").unwrap_or((term, "")) {
                 ("nodes", count) => nodes = count.parse().expect("a number of nodes"),
                 ("ttl", ttl) => wishes.ttl = length(ttl),
                 ("max_ttl", ttl) => wishes.max_ttl = Some(length(ttl)),
@@ -94,6 +95,8 @@ impl Stage {
                 ("node_timeout", timeout) => wishes.node_timeout = Some(length(timeout)),
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
                 ("hold_at_least", bound) => wishes.hold_at_least = length(bound),
+                ("polls", pause) => wishes.wake_by = WakeBy::Poll(length(pause)),
+                ("lets others pass", _) => lets_others_pass = true,
                 ("renewal", "never") => wishes.renewal = Renewal::Never,
                 ("renewal", pause) => wishes.renewal = Renewal::Every(length(pause)),
                 ("jitter", "0%") => jitter = 0,
@@ -102,7 +105,10 @@ impl Stage {
         }
         let names = (1..=nodes).map(|node| format!("n{node}").into()).collect();
         let terms = Arc::new(wishes.check(&names).expect("terms that fit"));
-        let claim = Claim::new(Key::of_lock("", b"k"), Signature::new("w", None), terms, patience);
+        let mut claim = Claim::new(Key::of_lock("", b"k"), Signature::new("w", None), terms, patience);
+        if lets_others_pass {
+            claim = claim.letting_others_pass();
+        }
         let now = Instant::from_nanos(0);
         Stage { claim, now, nodes, asked: Vec::new(), attempts: 0, jitter, tickets: 0 }
     }
@@ -112,9 +118,14 @@ impl Stage {
             ["begin" | "tick"] => vec![Event::Tick],
             ["changed"] => vec![Event::Verify],
             ["release"] => vec![Event::Release],
+            ["hands", "over"] => vec![Event::HandOver],
+            ["abandon"] => vec![Event::Abandon],
             ["extend", ttl] => {
                 self.tickets += 1;
                 vec![Event::Extend { ticket: Ticket(self.tickets), ttl: Ttl::from_duration(length(ttl)) }]
+            }
+            [ref nodes @ .., "wake" | "wakes"] => {
+                nodes.iter().map(|node| Event::Woken { node: number_of(node) }).collect()
             }
             [ref nodes @ .., _] if nodes.iter().all(|node| node.starts_with('n')) && !nodes.is_empty() => {
                 let answer = words.rsplit(' ').next().expect("an answer");
@@ -136,7 +147,7 @@ impl Stage {
     }
 
     fn answer(&mut self, node: &str, answer: &str) -> Event {
-        let node: NodeIndex = node[1..].parse::<usize>().expect("the number of a node") - 1;
+        let node = number_of(node);
         // `granted@10s`: said by a node that votes only from then on.
         let (answer, counts_from) = match answer.split_once('@') {
             Some((answer, time)) => (answer, Instant::from_nanos(0) + length(time)),
@@ -145,8 +156,14 @@ impl Stage {
         let fits = |command: &Command| match command {
             Command::Acquire { .. } => matches!(answer, "granted" | "denied"),
             Command::Extend { .. } => matches!(answer, "present" | "healed" | "missing" | "foreign"),
-            Command::Release { .. } => matches!(answer, "deleted" | "missing" | "foreign"),
-            Command::Inspect { .. } => answer == "free" || answer.starts_with("sees:"),
+            Command::Release { .. } => {
+                matches!(answer, "deleted" | "deleted,others-wait" | "missing" | "foreign")
+            }
+            Command::Enlist { .. } if answer == "listed" || answer.starts_with("listed,sees:") => true,
+            Command::Inspect { .. } | Command::Enlist { .. } => {
+                answer == "free" || answer.starts_with("sees:")
+            }
+            Command::Delist { .. } => answer == "delisted",
             Command::Remove { .. } => unreachable!("not a claim's command"),
         };
         let unknown = answer.starts_with("lost") || answer == "down";
@@ -159,14 +176,26 @@ impl Stage {
             "healed" => Answer::Healed,
             "missing" => Answer::Missing,
             "foreign" => Answer::Foreign,
-            "deleted" => Answer::Deleted,
+            "deleted" => Answer::Deleted { others_wait: false },
+            "deleted,others-wait" => Answer::Deleted { others_wait: true },
+            "delisted" => Answer::Delisted,
+            "listed" => Answer::Enlisted(None),
             "free" => Answer::Seen(None),
             "down" => Answer::Unknown(Unknown::NotConnected),
             "lost" => Answer::Unknown(Unknown::ConnectionLost),
             sees => {
+                let (is_listed, sees) = match sees.strip_prefix("listed,") {
+                    Some(sees) => (true, sees),
+                    None => (false, sees),
+                };
                 let (value, expiry) = sees["sees:".len()..].split_once('/').expect("sees:value/expiry");
-                let (value, expires_in) = (Value::from_wire(value.as_bytes()), Some(length(expiry)));
-                Answer::Seen(Some(Sighting { value, expires_in }))
+                // `#7` is the value of an attempt, by whatever client; other words are what others write.
+                let value = match value.strip_prefix('#').map(|id| id.parse().expect("a number")) {
+                    Some(id) => Value::new(LeaseId(id), &Signature::new("other", None)),
+                    None => Value::from_wire(value.as_bytes()),
+                };
+                let seen = Some(Sighting { value, expires_in: Some(length(expiry)) });
+                if is_listed { Answer::Enlisted(seen) } else { Answer::Seen(seen) }
             }
         };
         Event::Answer { round, node, answer: answer.heard(self.now, counts_from) }
@@ -214,7 +243,9 @@ impl Stage {
                 )
             }
             Notice::Lost(loss) => format!("LOST: {loss:?}, valid {until}"),
-            Notice::Released(outcome, report) => format!("RELEASED: {outcome:?}; {report}"),
+            Notice::Released { outcome, report, others_wait } => {
+                format!("RELEASED: {outcome:?}; {report}{}", if others_wait { "; others wait" } else { "" })
+            }
             Notice::HeldLong => "WARNING: held long".to_owned(),
             Notice::Failed(failure) => {
                 let why = match failure.why {
@@ -230,6 +261,11 @@ impl Stage {
             }
         }
     }
+}
+
+/// `n2` is the second node.
+fn number_of(node: &str) -> NodeIndex {
+    node[1..].parse::<usize>().expect("the number of a node") - 1
 }
 
 /// A command with the attempt to which its value belongs: `SET #1 for 10s`.
@@ -251,12 +287,18 @@ fn in_words(command: &Command) -> String {
         Command::Release { value, linger, .. } if *linger > Ttl::ZERO => {
             format!("RELEASE {}, to linger for {:?}", attempt(value), linger.as_duration())
         }
-        Command::Release { value, owed_for, .. } if owed_for.is_zero() => {
-            format!("RELEASE {}", attempt(value))
+        Command::Release { value, owed_for, wake, .. } => {
+            let owed = if owed_for.is_zero() { String::new() } else { format!(", owed for {owed_for:?}") };
+            let wake = match wake {
+                Wake::Nobody => "",
+                Wake::NobodyYet => ", wake nobody yet",
+                Wake::Next => ", wake the next",
+            };
+            format!("RELEASE {}{owed}{wake}", attempt(value))
         }
-        Command::Release { value, owed_for, .. } => {
-            format!("RELEASE {}, owed for {owed_for:?}", attempt(value))
-        }
+        Command::Enlist { waited, .. } if waited.is_zero() => "ENLIST".to_owned(),
+        Command::Enlist { waited, .. } => format!("ENLIST, after {waited:?}"),
+        Command::Delist { .. } => "DELIST".to_owned(),
         Command::Inspect { .. } => "INSPECT".to_owned(),
         Command::Remove { .. } => "REMOVE".to_owned(),
     }

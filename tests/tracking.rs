@@ -8,7 +8,7 @@ mod harness;
 use std::time::Duration;
 
 use futures::future::join_all;
-use harness::{Cluster, FOREIGN, LONG_TTL, promptly, until};
+use harness::{Cluster, FOREIGN, LONG_TTL, Server, promptly, until};
 use redlock_quorum::{ExtendError, Guard, Redlock, ReleaseOutcome, Renewal};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -138,8 +138,7 @@ async fn what_was_watched_is_watched_again_on_the_next_connection() {
     let scene = Scene::over(3).await;
     let guard = scene.held(Renewal::WhileHeld).await;
     for changed_meanwhile in [false, true] {
-        let kill = "CLIENT KILL TYPE normal";
-        join_all(scene.cluster.servers.iter().map(|server| server.type_in::<redis::Value>(kill))).await;
+        join_all(scene.cluster.servers.iter().map(Server::kill_clients)).await;
         if changed_meanwhile {
             scene.cluster.delete(KEY).await;
         } else {
@@ -161,7 +160,7 @@ async fn what_is_not_held_any_more_is_not_watched_again() {
     let server = &scene.cluster.servers[0];
     let guard = scene.held(Renewal::WhileHeld).await;
     assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
-    server.type_in::<redis::Value>("CLIENT KILL TYPE normal").await;
+    server.kill_clients().await;
     until("a new connection", async || server.info("clients", "tracking_clients").await == "1").await;
     // What was watched would have been read by now: it comes before the first command.
     let guard = promptly(scene.redlock.mutex("another").acquire()).await.expect("free");

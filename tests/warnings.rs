@@ -129,7 +129,7 @@ async fn a_node_that_may_evict_keys_is_a_warning() {
     until("a warning", async || heard.with(&warning("allkeys-lru")) == 1).await;
 
     let reconnected = async |times: usize| {
-        cluster.servers[0].type_in::<()>("CLIENT KILL TYPE normal").await;
+        cluster.servers[0].kill_clients().await;
         until("a new connection", async || heard.with("connected again") == times).await;
         redlock.mutex("a").acquire().await.expect("a majority").release().await.ok().expect("held");
     };

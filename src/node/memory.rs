@@ -5,16 +5,17 @@
 //! which they were sent; a node carries out commands in the order in which they arrived.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
 use super::owed::Owed;
-use super::{Node, Reply};
+use super::{Bell, Listener, Node, Reply};
 use crate::clock::{Clock, RuntimeClock};
-use crate::protocol::command::{Answer, Command, Key, Unknown, Value};
-use crate::protocol::store::Store;
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Unknown, Value, Waiter};
+use crate::protocol::round::RoundId;
+use crate::protocol::store::{Messenger, Store};
 use crate::protocol::time::Instant;
 use crate::sync::lock;
 
@@ -92,8 +93,10 @@ enum Condition {
 }
 
 /// What stands between one client and the node.
-#[derive(Default)]
 struct Connection {
+    /// By which name the client is on wait lists, and how it is woken.
+    waiter: Waiter,
+    call: Arc<Call>,
     cut: Option<Partition>,
     /// Held on their way to the node.
     held: VecDeque<Job>,
@@ -113,6 +116,55 @@ struct Job {
     since: Instant,
 }
 
+/// How a client is woken.
+struct Call {
+    node: Weak<MemoryNode>,
+    client: ClientNumber,
+    /// Which of the client's nodes this is.
+    index: NodeIndex,
+    bell: Weak<dyn Bell>,
+}
+
+/// A message that a resource is free.
+struct Message {
+    call: Arc<Call>,
+    key: Key,
+}
+
+impl Listener for Message {
+    fn hear(self: Arc<Self>, _: RoundId, _: NodeIndex, answer: Answer) {
+        let Call { node, client, index, bell } = &*self.call;
+        let is_heard = answer == Answer::Delisted;
+        if !is_heard || bell.upgrade().is_some_and(|bell| bell.ring(*index, &self.key)) {
+            return;
+        }
+        // Nobody waits for it there any more: the next client shall not wait in vain.
+        if let Some(node) = node.upgrade() {
+            node.submit(*client, Command::Delist { key: self.key.clone() }, Reply::to_nobody());
+        }
+    }
+}
+
+/// Who asks, and who is there to be woken.
+struct Desk<'a> {
+    client: ClientNumber,
+    connections: &'a [Connection],
+    woken: Vec<(ClientNumber, Key)>,
+}
+
+impl Messenger for Desk<'_> {
+    fn caller(&self) -> Option<&Waiter> {
+        Some(&self.connections[self.client].waiter)
+    }
+
+    fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool {
+        let listens =
+            |connection: &Connection| connection.waiter == *waiter && connection.call.bell.strong_count() > 0;
+        let woken = self.connections.iter().position(listens);
+        woken.inspect(|woken| self.woken.push((*woken, key.clone()))).is_some()
+    }
+}
+
 /// Answers that are to be heard once the state is unlocked: hearing one may submit the next command.
 type Heard = Vec<(Reply, Answer)>;
 
@@ -122,9 +174,12 @@ impl MemoryNode {
         MemoryNode { clock, state: Mutex::default() }
     }
 
-    /// The next client has a connection from now on.
-    pub(crate) fn accept(&self) {
-        lock(&self.state).connections.push(Connection::default());
+    /// The next client, for which this is the node `index`, has a connection from now on.
+    pub(crate) fn accept(self: &Arc<Self>, index: NodeIndex, bell: Weak<dyn Bell>) {
+        let connections = &mut lock(&self.state).connections;
+        let client = connections.len();
+        let call = Arc::new(Call { node: Arc::downgrade(self), client, index, bell });
+        connections.push(Connection::new(Waiter(client.to_string().into()), call));
     }
 
     fn submit(self: &Arc<Self>, client: ClientNumber, command: Command, reply: Reply) {
@@ -267,7 +322,30 @@ impl State {
     }
 
     fn carry_out(&mut self, client: ClientNumber, job: Job, now: Instant) {
-        let answer = self.store.apply(self.clock.at(now), &job.command);
+        let answer = self.apply(client, &job.command, now);
+        self.answer(client, job, answer, now);
+    }
+
+    /// Does what a client asks, and sends the messages that come of it.
+    fn apply(&mut self, client: ClientNumber, command: &Command, now: Instant) -> Answer {
+        let mut desk = Desk { client, connections: &self.connections, woken: Vec::new() };
+        let answer = self.store.apply(self.clock.at(now), command, &mut desk);
+        for (woken, key) in desk.woken {
+            // A message is an answer that nobody asked for.
+            let call = self.connections[woken].call.clone();
+            let message = Arc::new(Message { call, key: key.clone() });
+            let reply = Reply::new(message, RoundId(0), 0);
+            self.answer(
+                woken,
+                Job { command: Command::Delist { key }, reply, since: now },
+                Answer::Delisted,
+                now,
+            );
+        }
+        answer
+    }
+
+    fn answer(&mut self, client: ClientNumber, job: Job, answer: Answer, now: Instant) {
         let connection = &mut self.connections[client];
         if self.condition == Condition::DropsReplies || connection.loses_answers() {
             connection.silent.push(job);
@@ -319,9 +397,11 @@ impl State {
         if matches!(self.condition, Condition::Stopped | Condition::Stalled) {
             return;
         }
-        for connection in self.connections.iter_mut().filter(|connection| connection.lets_commands_pass()) {
-            for release in connection.owed.take(usize::MAX, now) {
-                self.store.apply(self.clock.at(now), &release);
+        for client in 0..self.connections.len() {
+            if self.connections[client].lets_commands_pass() {
+                for release in self.connections[client].owed.take(usize::MAX, now) {
+                    self.apply(client, &release, now);
+                }
             }
         }
         for (client, job) in std::mem::take(&mut self.inbox) {
@@ -341,6 +421,18 @@ impl State {
 }
 
 impl Connection {
+    fn new(waiter: Waiter, call: Arc<Call>) -> Self {
+        Connection {
+            waiter,
+            call,
+            cut: None,
+            held: VecDeque::new(),
+            silent: Vec::new(),
+            answered: VecDeque::new(),
+            owed: Owed::default(),
+        }
+    }
+
     fn lets_commands_pass(&self) -> bool {
         matches!(self.cut, None | Some(Partition::AnswersLost))
     }
@@ -455,7 +547,8 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let node = Arc::new(MemoryNode::new(RuntimeClock::new()));
-            (0..2).for_each(|_| node.accept());
+            let bell: Arc<dyn Bell> = Arc::new(Deaf);
+            (0..2).for_each(|_| node.accept(0, Arc::downgrade(&bell)));
             Bench { node, ear: Arc::default() }
         }
 
@@ -465,7 +558,13 @@ mod tests {
             let ttl = Ttl::from_duration(ms(1_000));
             let command = match what {
                 "acquire" => Command::Acquire { key, value, ttl },
-                _ => Command::Release { key, value, linger: Ttl::ZERO, owed_for: ms(1_000) },
+                _ => Command::Release {
+                    key,
+                    value,
+                    linger: Ttl::ZERO,
+                    owed_for: ms(1_000),
+                    wake: crate::protocol::command::Wake::Nobody,
+                },
             };
             self.node.submit(client, command, Reply::new(self.ear.clone(), RoundId(round), 0));
         }
@@ -473,6 +572,17 @@ mod tests {
         fn heard(&self) -> Vec<(u32, Answer)> {
             std::mem::take(&mut lock(&self.ear.0))
         }
+    }
+
+    /// A client that waits for nothing.
+    struct Deaf;
+
+    impl Bell for Deaf {
+        fn ring(&self, _: NodeIndex, _: &Key) -> bool {
+            false
+        }
+
+        fn ring_all(&self, _: NodeIndex) {}
     }
 
     #[tokio::test(start_paused = true)]
@@ -486,7 +596,7 @@ mod tests {
         tokio::time::sleep(ms(50)).await;
         assert_eq!(bench.heard(), [(3, Answer::Granted)], "another connection, carried out at once");
         tokio::time::sleep(ms(51)).await;
-        assert_eq!(bench.heard(), [(1, Answer::Granted), (2, Answer::Deleted)]);
+        assert_eq!(bench.heard(), [(1, Answer::Granted), (2, Answer::Deleted { others_wait: false })]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -503,7 +613,12 @@ mod tests {
         bench.node.start();
         assert!(bench.heard().is_empty());
         tokio::time::sleep(ms(11)).await;
-        let heard = [(2, Answer::Denied), (4, Answer::Granted), (1, Answer::Granted), (3, Answer::Deleted)];
+        let heard = [
+            (2, Answer::Denied),
+            (4, Answer::Granted),
+            (1, Answer::Granted),
+            (3, Answer::Deleted { others_wait: false }),
+        ];
         assert_eq!(bench.heard(), heard, "client by client");
     }
 
@@ -517,7 +632,7 @@ mod tests {
         assert_eq!(bench.heard(), [(2, Answer::Granted)]);
         bench.submit(1, 3, "release");
         bench.node.reconnect(0);
-        assert_eq!(bench.heard(), [(3, Answer::Deleted), (1, lost.clone())]);
+        assert_eq!(bench.heard(), [(3, Answer::Deleted { others_wait: false }), (1, lost.clone())]);
         assert!(bench.node.keys().is_empty());
 
         // An answer that is on its way when the connection is cut does not come.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::protocol::command::{Command, Key, Value};
+use crate::protocol::command::{Command, Key, Value, Wake};
 use crate::protocol::time::{Instant, Ttl};
 
 /// What is owed to one node.
@@ -22,6 +22,7 @@ struct OwedRelease {
     linger_until: Instant,
     /// When the key is gone by itself.
     until: Instant,
+    wake: Wake,
 }
 
 /// Of a node that is away while thousands of locks a second are released, this many are remembered.
@@ -30,7 +31,7 @@ const MOST: usize = 1 << 16;
 impl Owed {
     /// Remembers a command that was submitted at `since` and will not be carried out, if it is a release that is still owed.
     pub(crate) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
-        let Command::Release { key, value, linger, owed_for } = command else { return };
+        let Command::Release { key, value, linger, owed_for, wake } = command else { return };
         let (linger_until, until) = (since + linger.as_duration(), since + owed_for);
         if now >= until {
             return;
@@ -38,19 +39,20 @@ impl Owed {
         if self.releases.len() == MOST {
             self.releases.pop_front();
         }
-        self.releases.push_back(OwedRelease { key, value, linger_until, until });
+        self.releases.push_back(OwedRelease { key, value, linger_until, until, wake });
     }
 
     /// What is still worth sending, at most `most`, in the order in which it was remembered.
     pub(crate) fn take(&mut self, most: usize, now: Instant) -> Vec<Command> {
         let mut taken = Vec::new();
         while taken.len() < most {
-            let Some(OwedRelease { key, value, linger_until, until }) = self.releases.pop_front() else {
+            let Some(OwedRelease { key, value, linger_until, until, wake }) = self.releases.pop_front()
+            else {
                 break;
             };
             if now < until {
                 let linger = Ttl::from_duration(linger_until.since(now));
-                taken.push(Command::Release { key, value, linger, owed_for: until.since(now) });
+                taken.push(Command::Release { key, value, linger, owed_for: until.since(now), wake });
             }
         }
         taken
@@ -82,7 +84,8 @@ mod tests {
     fn release(number: usize, owed: u64, linger: u64) -> Command {
         let key = Key::of_lock("", number.to_string().as_bytes());
         let linger = Ttl::from_duration(Duration::from_millis(linger));
-        Command::Release { key, value: Value::from_wire(b"v"), linger, owed_for: Duration::from_millis(owed) }
+        let (value, owed_for) = (Value::from_wire(b"v"), Duration::from_millis(owed));
+        Command::Release { key, value, linger, owed_for, wake: Wake::Next }
     }
 
     fn at(millis: u64) -> Instant {

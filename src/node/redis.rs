@@ -6,6 +6,7 @@
 //! first when the connection is back, and what a server refused for want of a script is sent again with the script.
 
 mod address;
+mod messages;
 #[cfg(feature = "tls")]
 mod tls;
 mod tracking;
@@ -33,18 +34,19 @@ use tokio::time::{Instant as Timer, sleep, timeout};
 
 pub use self::address::NodeConfig;
 pub(crate) use self::address::{Target, check_connect_timeout};
+use self::messages::Messages;
 use self::tracking::{Watch, Watched};
 use self::voter::Voter;
-use self::wire::{Form, Read, SCRIPTS, decode, encode};
+use self::wire::{Form, Lists, Read, SCRIPTS, decode, encode};
 use super::owed::Owed;
-use super::{Facts, FactsFuture, Node, Reply, Watcher};
+use super::{Bell, Facts, FactsFuture, Node, Reply, Watcher};
 use crate::clock::Clock;
 #[cfg(feature = "sim")]
 use crate::clock::SystemClock;
 #[cfg(feature = "sim")]
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Introduction, Standing};
-use crate::protocol::command::{Answer, Command, Key, Refusal, Unknown, Value};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter};
 use crate::protocol::round::RoundId;
 #[cfg(feature = "sim")]
 use crate::protocol::settings::SettingsError;
@@ -129,6 +131,7 @@ pub(crate) struct Peer {
     /// Why it does not vote before.
     why: Arc<str>,
     distrust: Option<Arc<str>>,
+    wakes_nobody_because: Option<&'static str>,
 }
 
 impl Peer {
@@ -144,7 +147,8 @@ impl Peer {
             Ok(Ok(replies)) => voter::server_info(replies),
         };
         let waits_because = (now < self.counts_from).then_some(self.why);
-        Facts::Up { waits_because, distrust: self.distrust, info }
+        let (distrust, wakes_nobody_because) = (self.distrust, self.wakes_nobody_because);
+        Facts::Up { waits_because, distrust, wakes_nobody_because, info }
     }
 }
 
@@ -189,12 +193,14 @@ struct Job {
     since: Instant,
     /// The server shall tell when somebody else changes the key from then on.
     is_watching: bool,
+    /// Sent with what concerns the wait list.
+    has_list: bool,
 }
 
 impl Job {
     fn new(command: Command, reply: Reply, form: Form, since: Instant) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form, since, is_watching }
+        Job { command, reply, form, since, is_watching, has_list: false }
     }
 
     /// Reads a key for nothing else but to watch it.
@@ -214,19 +220,34 @@ impl Job {
     }
 }
 
+/// The client that a node serves.
+#[derive(Clone)]
+pub(crate) struct Client {
+    /// By which channel it is woken.
+    pub(crate) waiter: Waiter,
+    pub(crate) bell: Arc<dyn Bell>,
+    /// The namespace in whose wait lists it is to be found out what it may do.
+    pub(crate) namespace: Arc<str>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Which server is behind which of its nodes.
+    pub(crate) identities: Arc<Identities>,
+}
+
 impl RedisNode {
     /// Starts the task.
     pub(crate) fn start(
         runtime: &Handle,
         target: Target,
         timeouts: Timeouts,
-        clock: Arc<dyn Clock>,
-        identities: Arc<Identities>,
+        (index, client): (NodeIndex, Client),
         admission: Admission,
     ) -> (Arc<dyn Node>, watch::Receiver<State>) {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (state, states) = watch::channel(State::Connecting);
         let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
+        let Client { waiter, bell, namespace, clock, identities } = client;
+        let messages =
+            Arc::new(Messages::new(waiter, index, bell, namespace, (jobs.downgrade(), clock.clone())));
         let actor = Actor {
             target,
             timeouts,
@@ -236,6 +257,7 @@ impl RedisNode {
             inbox,
             owed,
             watched: watched.clone(),
+            messages,
             abandoned: false,
             state,
             warned_of: None,
@@ -253,12 +275,17 @@ impl RedisNode {
 ///
 /// If the address cannot be read.
 #[cfg(feature = "sim")]
-pub fn alone(config: NodeConfig, node_timeout: Duration) -> Result<Arc<dyn Node>, SettingsError> {
+pub fn alone(
+    config: NodeConfig,
+    node_timeout: Duration,
+    (waiter, bell): (Waiter, Arc<dyn Bell>),
+) -> Result<Arc<dyn Node>, SettingsError> {
     let target = Target::all(&[config])?.remove(0);
     let timeouts = Timeouts { connect: node_timeout, node: node_timeout };
-    let (runtime, clock) = (Handle::current(), Arc::new(SystemClock));
+    let (clock, identities, namespace) = (Arc::new(SystemClock), Arc::default(), "".into());
+    let client = Client { waiter, bell, namespace, clock, identities };
     let votes_at_once = Admission::new(RestartProtection::Off, Ttl::ZERO, Drift::DEFAULT, false);
-    let (node, _) = RedisNode::start(&runtime, target, timeouts, clock, Arc::default(), votes_at_once);
+    let (node, _) = RedisNode::start(&Handle::current(), target, timeouts, (0, client), votes_at_once);
     Ok(node)
 }
 
@@ -305,6 +332,7 @@ struct Actor {
     inbox: mpsc::UnboundedReceiver<Job>,
     owed: Owed,
     watched: Arc<Watched>,
+    messages: Arc<Messages>,
     /// No handle is left: no more commands will come.
     abandoned: bool,
     state: watch::Sender<State>,
@@ -321,6 +349,10 @@ struct Link {
     form: Form,
     /// The server tells when keys change that were read to be watched.
     tells: bool,
+    /// The server wakes this client, or why it does not.
+    wakes: Result<(), &'static str>,
+    /// This client may wake others.
+    has_lists: bool,
     /// What the server says of itself, as far as it may be asked.
     role: Option<String>,
     mode: Option<String>,
@@ -346,6 +378,8 @@ struct HandedOut {
     again: Vec<Job>,
     /// A release that was owed is carried out: the server takes them.
     owed_was_accepted: bool,
+    /// The user may not use the wait lists of a namespace: from now on it does without all of them.
+    lists_are_closed: bool,
 }
 
 /// No handle is left, nothing is on its way, and nothing is owed: the task ends.
@@ -354,6 +388,7 @@ struct Abandoned;
 impl Actor {
     async fn run(mut self) {
         let mut failures = 0;
+        let mut is_first = true;
         loop {
             let state = match self.connect().await {
                 Err(Abandoned) => return,
@@ -365,11 +400,18 @@ impl Actor {
                         counts_from: standing.counts_from,
                         why: self.voter.why(),
                         distrust: self.voter.distrust(),
+                        wakes_nobody_because: link.wakes.err(),
                     }));
                     self.voter.tell(self.target.name(), self.clock.now(), standing);
                     self.warn_of_eviction(link.evicts_by.as_deref());
                     if !link.tells {
                         tracing::debug!(node = self.target.name(), "does not tell when keys are changed");
+                    }
+                    if let Err(reason) = link.wakes {
+                        tracing::debug!(node = self.target.name(), reason, "does not wake who waits");
+                    }
+                    if !std::mem::take(&mut is_first) {
+                        self.messages.connected_again();
                     }
                     let run_id = link.run_id.clone();
                     self.watched.set_told(link.tells);
@@ -424,7 +466,7 @@ impl Actor {
     async fn connect(&mut self) -> Result<Result<(Link, Standing), State>, Abandoned> {
         let attempt = timeout(
             self.timeouts.connect,
-            establish(self.target.clone(), self.timeouts, self.watched.clone()),
+            establish(self.target.clone(), self.timeouts, (self.watched.clone(), self.messages.clone())),
         );
         let is_first = matches!(*self.state.borrow(), State::Connecting);
         let connected = if is_first { attempt.await } else { self.refusing(attempt).await? };
@@ -512,8 +554,8 @@ impl Actor {
                 if waiting.is_empty() {
                     break;
                 }
-                let jobs: Vec<Job> = waiting.drain(..waiting.len().min(MOST_COMMANDS)).collect();
-                answers.push_back(send(&link, &jobs));
+                let mut jobs: Vec<Job> = waiting.drain(..waiting.len().min(MOST_COMMANDS)).collect();
+                answers.push_back(self.send(&link, &mut jobs));
                 batches.push_back(Batch { jobs, sent_at: Timer::now() });
                 if !alarm_is_set {
                     alarm.as_mut().reset(Timer::now() + patience);
@@ -549,6 +591,7 @@ impl Actor {
                     let heard = (standing, link.tells);
                     let handed_out = self.hand_out((batch, replies), heard, &batches, &waiting);
                     waiting.extend(handed_out.again);
+                    link.has_lists &= !handed_out.lists_are_closed;
                     if handed_out.owed_was_accepted {
                         pause = self.timeouts.node;
                         to_ask = self.owed.len();
@@ -583,6 +626,26 @@ impl Actor {
         Ok(reason)
     }
 
+    /// Sends a batch; completes with its replies. The bytes are handed over when it is first polled, and batches are polled in
+    /// order.
+    fn send(
+        &self,
+        link: &Link,
+        jobs: &mut [Job],
+    ) -> impl Future<Output = redis::RedisResult<Vec<Wire>>> + use<> {
+        let lists = self.messages.lists(link);
+        let mut pipeline = redis::Pipeline::with_capacity(jobs.len());
+        for job in &mut *jobs {
+            if link.tells && job.is_watching {
+                pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
+            }
+            job.has_list = lists != Lists::Closed && job.command.concerns_list();
+            pipeline.add_command(encode(&job.command, job.form, lists));
+        }
+        let mut connection = link.connection.clone();
+        async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }
+    }
+
     /// Answers the commands of a batch. Those that the server refused for want of a script come back, to be sent in full,
     /// unless a release that follows, in this batch, in a `later` one or among those that are `waiting`, would then come
     /// before them. A release that was refused is still owed.
@@ -596,7 +659,7 @@ impl Actor {
         waiting: &[Job],
     ) -> HandedOut {
         let mut again = Vec::new();
-        let mut owed_was_accepted = false;
+        let (mut owed_was_accepted, mut lists_are_closed) = (false, false);
         let now = self.clock.now();
         let (mut jobs, mut replies) = (VecDeque::from(batch.jobs), replies.into_iter());
         while let Some(mut job) = jobs.pop_front() {
@@ -605,9 +668,15 @@ impl Actor {
             }
             let Some(reply) = replies.next() else { break };
             match decode(&job.command, reply) {
+                // Not for want of rights to the key, but to the list beside it: nothing was done.
+                Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission))) if job.has_list => {
+                    lists_are_closed = true;
+                    again.push(job);
+                }
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
                 Read::Answer(answer) => {
-                    owed_was_accepted |= job.reply.is_to_nobody();
+                    let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
+                    owed_was_accepted |= is_owed;
                     job.reply.answer(answer.heard(now, standing.counts_from));
                 }
                 Read::NoScript => {
@@ -623,7 +692,7 @@ impl Actor {
                 }
             }
         }
-        HandedOut { again, owed_was_accepted }
+        HandedOut { again, owed_was_accepted, lists_are_closed }
     }
 
     /// So many of the releases that are owed, at most.
@@ -648,7 +717,7 @@ impl Actor {
         let releases = waiting.iter().filter(|job| matches!(job.command, Command::Release { .. }));
         let mut pipeline = redis::Pipeline::new();
         releases.for_each(|job| {
-            pipeline.add_command(encode(&job.command, Form::Full));
+            pipeline.add_command(encode(&job.command, Form::Full, self.messages.lists(link)));
         });
         if !pipeline.is_empty() {
             let mut connection = link.connection.clone();
@@ -661,26 +730,15 @@ impl Actor {
     }
 }
 
-/// Sends a batch; completes with its replies. The bytes are handed over when it is first polled, and batches are polled in
-/// order.
-fn send(link: &Link, jobs: &[Job]) -> impl Future<Output = redis::RedisResult<Vec<Wire>>> + use<> {
-    let mut pipeline = redis::Pipeline::with_capacity(jobs.len());
-    for job in jobs {
-        if link.tells && job.is_watching {
-            pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
-        }
-        pipeline.add_command(encode(&job.command, job.form));
-    }
-    let mut connection = link.connection.clone();
-    async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }
-}
+/// Who hears what a server says without being asked.
+type Hearing = (Arc<Watched>, Arc<Messages>);
 
 /// Connects, logs in, loads the scripts, and learns who answers. An error is a reason for people, without a password.
-async fn establish(target: Target, timeouts: Timeouts, watched: Arc<Watched>) -> Result<Link, String> {
+async fn establish(target: Target, timeouts: Timeouts, hearing: Hearing) -> Result<Link, String> {
     let login = target.info().redis_settings().clone();
-    match speak(&target, login.clone(), timeouts, watched.clone()).await {
+    match speak(&target, login.clone(), timeouts, hearing.clone()).await {
         Err(Failure::Resp3Missing) => {
-            speak(&target, login.set_protocol(ProtocolVersion::RESP2), timeouts, watched).await
+            speak(&target, login.set_protocol(ProtocolVersion::RESP2), timeouts, hearing).await
         }
         spoken => spoken,
     }
@@ -719,7 +777,7 @@ async fn speak(
     target: &Target,
     login: RedisConnectionInfo,
     timeouts: Timeouts,
-    watched: Arc<Watched>,
+    hearing: Hearing,
 ) -> Result<Link, Failure> {
     match target.info().addr() {
         ConnectionAddr::Tcp(host, port) => {
@@ -728,14 +786,14 @@ async fn speak(
             #[cfg(feature = "tls")]
             if let Some(tls) = target.tls() {
                 let stream = tls.over(stream).await.map_err(Failure::Because)?;
-                return shake_hands(&login, stream, target.trusts_disk(), watched).await;
+                return shake_hands(&login, stream, target.trusts_disk(), hearing).await;
             }
-            shake_hands(&login, stream, target.trusts_disk(), watched).await
+            shake_hands(&login, stream, target.trusts_disk(), hearing).await
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => {
             let stream = tokio::net::UnixStream::connect(path).await?;
-            shake_hands(&login, stream, target.trusts_disk(), watched).await
+            shake_hands(&login, stream, target.trusts_disk(), hearing).await
         }
         _ => Err(Failure::Because("an address of a kind that this build does not support".to_owned())),
     }
@@ -768,7 +826,7 @@ async fn shake_hands<S>(
     login: &RedisConnectionInfo,
     stream: S,
     trusts_disk: bool,
-    watched: Arc<Watched>,
+    (watched, messages): Hearing,
 ) -> Result<Link, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -778,8 +836,10 @@ where
     // The older protocol has no way to tell what was not asked for.
     let can_tell = login.protocol() != ProtocolVersion::RESP2;
     if can_tell {
+        let messages = messages.clone();
         config = config.set_push_sender(move |push: PushInfo| {
             watched.hear(&push);
+            messages.hear(&push);
             Ok::<_, Infallible>(())
         });
     }
@@ -796,6 +856,7 @@ where
         questions.cmd("CLIENT").arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"]);
         questions.cmd("CLIENT").arg(&["CACHING", "YES"]);
     }
+    messages.ask(&mut questions, can_tell);
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
     }
@@ -817,6 +878,7 @@ where
         let (tracking, caching) = (replies.next(), replies.next());
         tracking == Some(Wire::Okay) && caching == Some(Wire::Okay)
     };
+    let (wakes, has_lists) = messages.read(&mut replies, can_tell);
     let refusals: Vec<_> = replies.filter_map(|reply| refusal(&reply)).collect();
     // It would refuse the releases that go first on a new connection as well.
     if let Some(refusal) = refusals.iter().find(|refusal| refusal.is_passing()) {
@@ -833,7 +895,20 @@ where
     let introduction = info.as_ref().and_then(voter::introduction);
     let has_a_limit = told("maxmemory").is_some_and(|bytes| bytes != "0");
     let evicts_by = told("maxmemory_policy").filter(|policy| has_a_limit && policy != "noeviction");
-    Ok(Link { connection, driver, form, tells, role, mode, run_id, introduction, distrust, evicts_by })
+    Ok(Link {
+        connection,
+        driver,
+        form,
+        tells,
+        wakes,
+        has_lists,
+        role,
+        mode,
+        run_id,
+        introduction,
+        distrust,
+        evicts_by,
+    })
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {

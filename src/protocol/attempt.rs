@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::claim::{Action, Draw};
-use super::command::{Answer, Command, Key, NodeIndex, Signature, Value};
+use super::command::{Answer, Command, Key, NodeIndex, Signature, Value, Wake};
 use super::quorum::{Decision, Tally};
 use super::release::Footprint;
 use super::round::{Round, RoundId, vote};
@@ -180,11 +180,14 @@ impl Attempt {
     }
 
     /// Undoes the attempt: a release wherever a key of it may stand, behind the SET on the same connection.
+    ///
+    /// Somebody may have seen it on a majority, and wait for its end, unless so many nodes denied it that it never stood on one.
     pub fn roll_back(&self, (key, terms): (&Key, &Terms), out: &mut Vec<Action>) {
+        let wake = if self.tally().denied > terms.quorum.spare() { Wake::Nobody } else { Wake::Next };
         for node in (0..terms.quorum.nodes()).filter(|node| self.footprint.may_stand(*node)) {
             let (key, value) = (key.clone(), self.value.clone());
             let owed_for = terms.longest_life(terms.ttl);
-            let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for };
+            let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake };
             out.push(Action::Send { node, round: self.round.id(), command });
         }
     }

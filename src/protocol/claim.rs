@@ -7,20 +7,24 @@
 //! ```text
 //!            draw             majority in time
 //!  Resting ───────► Attempting ──────────────► Held ──────────► Releasing ──► Ended
-//!     ▲                 │                       │    release        ▲
-//!     │ pause           │ no majority:          │ validity over,    │ release
-//!     │                 ▼ roll back             ▼ or taken over     │
-//!     └───────────── Looking                   Lost ────────────────┘
+//!     ▲ ▲               │                       │    release        ▲
+//!     │ │ pause         │ no majority:          │ validity over,    │ release
+//!     │ │               ▼ roll back             ▼ or taken over     │
+//!     │ └─────────── Looking                   Lost ────────────────┘
+//!     │ woken, or      │ somebody holds: enter the wait lists
+//!     │ look again     ▼
+//!     └──────────── Waiting
 //! ```
 //!
-//! Whoever drops the wish before it is won sends [`Event::Abandon`]: a resting claim just ends, an attempt is rolled back.
+//! Whoever drops the wish before it is won sends [`Event::Abandon`]: a resting claim just ends, an attempt is rolled back, and
+//! who is on wait lists leaves them.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::{Attempt, Manner};
-use super::command::{Answer, Command, Key, LeaseId, NodeIndex, Signature, Value};
+use super::command::{Answer, Command, Key, LeaseId, NodeIndex, Signature, Value, Wake};
 use super::hold::{Hold, Verdict};
 use super::lease::Lease;
 use super::look::Look;
@@ -30,10 +34,14 @@ use super::report::Report;
 use super::round::{Round, RoundId};
 use super::settings::Terms;
 use super::time::{Instant, Ttl};
-use super::wait::{Patience, fraction};
+use super::wait::{LONGEST_SLEEP, Patience, WakeBy, fraction, second_half};
 
 /// How many ordered attempts settle a split vote before the claim rests like one that met a holder.
 const SPLITS: u32 = 8;
+
+/// For how long the messages of a majority are waited for when the first of them is there; or, where that is more, a round
+/// trip.
+const SHORTEST_GRACE: Duration = Duration::from_millis(2);
 
 /// What happens to a claim. Time passes with every event; [`Tick`](Event::Tick) is nothing but time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +68,16 @@ pub enum Event {
     },
     /// Somebody else changed a key, or may have: look whether the lock still stands. Says nothing by itself.
     Verify,
+    /// A node says that the resource is free there, and that it is this claim's turn. It may be neither: a reason to try or
+    /// to look, never an answer.
+    Woken {
+        /// The node.
+        node: NodeIndex,
+    },
     /// The holder is done: release what is held, roll back what is tried.
     Release,
+    /// As [`Release`](Event::Release), but another claim of this client comes right behind, so nobody else is woken.
+    HandOver,
     /// Whoever wished is gone before having the lock in hand: nothing of it shall stay, not even for `hold_at_least`.
     Abandon,
 }
@@ -96,7 +112,14 @@ pub enum Notice {
     /// What was held is lost, for good: the holder must stop now.
     Lost(Loss),
     /// The release is decided.
-    Released(ReleaseOutcome, Report),
+    Released {
+        /// What it came to.
+        outcome: ReleaseOutcome,
+        /// What each node said.
+        report: Report,
+        /// A node says that somebody else waits for the resource, or was woken.
+        others_wait: bool,
+    },
     /// The resource has been held for ten minutes, and nothing bounds the hold.
     HeldLong,
 }
@@ -175,6 +198,14 @@ pub struct Claim {
     failures: u32,
     /// Ordered attempts since somebody was last seen to hold.
     splits: u32,
+    /// When it began to compete.
+    since: Option<Instant>,
+    /// It may stand on wait lists.
+    is_listed: bool,
+    /// Others are let pass before it tries.
+    is_polite: bool,
+    /// The nodes that have woken it since it last asked them.
+    woken_by: Vec<NodeIndex>,
     /// What the last failed attempt found.
     last_failure: Option<(Why, Round)>,
     /// How long the nodes took to answer the last attempt that asked them all at once.
@@ -186,7 +217,8 @@ impl Hash for Claim {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Claim { key, signature, terms: _, patience, state, .. } = self;
         let counters = (self.rounds, self.failures, self.splits, self.round_trip);
-        (key, signature, patience, state, counters, &self.last_failure).hash(hasher);
+        let waiting = (self.since, self.is_listed, self.is_polite, &self.woken_by);
+        (key, signature, patience, state, counters, waiting, &self.last_failure).hash(hasher);
     }
 }
 
@@ -195,17 +227,21 @@ enum State {
     /// Nothing of ours stands anywhere, or a release is on its way behind it.
     Resting {
         until: Instant,
-        next: Manner,
+        next: Next,
+    },
+    /// Somebody holds, and the nodes will say when it is done. Until then, or until a moment at which it looks for itself.
+    Waiting {
+        until: Instant,
     },
     /// The rest is over, and a draw was asked for.
     Drawing {
-        next: Manner,
+        next: Next,
     },
     Attempting(Box<Attempt>),
-    /// An attempt failed against others; a round of `Inspect` tells who holds.
+    /// A round tells who holds: after an attempt that failed against others, or after a wait.
     Looking {
         round: Round,
-        failed: Round,
+        failed: Option<Round>,
         jitter: u64,
     },
     Held(Box<Hold>),
@@ -220,6 +256,13 @@ enum State {
     },
     /// With what was held, for those who still look at it.
     Ended(Option<Box<Hold>>),
+}
+
+/// What comes after a rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Next {
+    Attempt(Manner),
+    Look,
 }
 
 /// Where a claim stands, for those who look from outside.
@@ -243,13 +286,27 @@ impl Claim {
             signature,
             terms,
             patience,
-            state: State::Resting { until: Instant::from_nanos(0), next: Manner::Parallel },
+            state: State::Resting { until: Instant::from_nanos(0), next: Next::Attempt(Manner::Parallel) },
             rounds: 0,
             failures: 0,
             splits: 0,
+            since: None,
+            is_listed: false,
+            is_polite: false,
+            woken_by: Vec::new(),
             last_failure: None,
             round_trip: Duration::ZERO,
         }
+    }
+
+    /// A claim of a client that has just had the resource, while others wait for it: it looks first, and lets them pass.
+    #[must_use]
+    pub fn letting_others_pass(mut self) -> Self {
+        self.is_polite = self.waits_for_messages();
+        if self.is_polite {
+            self.state = State::Resting { until: Instant::from_nanos(0), next: Next::Look };
+        }
+        self
     }
 
     /// Takes in an event that happened `now`. What is to be done is appended to `out`, in order.
@@ -262,8 +319,10 @@ impl Claim {
             Event::Answer { round, node, answer } => self.hear(now, round, node, answer, out),
             Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
             Event::Verify => self.verify(now, out),
-            Event::Release => self.release(now, true, out),
-            Event::Abandon => self.release(now, false, out),
+            Event::Woken { node } => self.wake(now, node, out),
+            Event::Release => self.release(now, Parting::Done, out),
+            Event::HandOver => self.release(now, Parting::HandOver, out),
+            Event::Abandon => self.release(now, Parting::Abandoned, out),
         }
     }
 
@@ -271,7 +330,7 @@ impl Claim {
     pub fn wake_at(&self) -> Instant {
         let give_up = self.patience.ends_at();
         match &self.state {
-            State::Resting { until, .. } => (*until).min(give_up),
+            State::Resting { until, .. } | State::Waiting { until } => (*until).min(give_up),
             State::Drawing { .. } => give_up,
             State::Attempting(attempt) => attempt.wake_at().min(give_up),
             State::Looking { round, .. } => round.deadline().min(give_up),
@@ -288,6 +347,7 @@ impl Claim {
     pub fn state(&self) -> &'static str {
         match &self.state {
             State::Resting { .. } => "Resting",
+            State::Waiting { .. } => "Waiting",
             State::Drawing { .. } => "Drawing",
             State::Attempting(attempt) if attempt.is_in_order() => "Attempting in order",
             State::Attempting(_) => "Attempting",
@@ -304,9 +364,11 @@ impl Claim {
     /// Where the claim stands.
     pub fn phase(&self) -> Phase {
         match &self.state {
-            State::Resting { .. } | State::Drawing { .. } | State::Attempting(_) | State::Looking { .. } => {
-                Phase::Claiming
-            }
+            State::Resting { .. }
+            | State::Waiting { .. }
+            | State::Drawing { .. }
+            | State::Attempting(_)
+            | State::Looking { .. } => Phase::Claiming,
             State::Held(_) => Phase::Held,
             State::Lost { .. } => Phase::Lost,
             State::Releasing { .. } | State::Ended(_) => Phase::Over,
@@ -350,9 +412,10 @@ impl Claim {
         }
         match &mut self.state {
             State::Resting { until, next } if now >= *until => {
-                self.state = State::Drawing { next: *next };
-                out.push(Action::Draw);
+                let next = *next;
+                self.draw_for(next, out);
             }
+            State::Waiting { until } if now >= *until => self.draw_for(Next::Look, out),
             State::Attempting(attempt) => {
                 attempt.pass((&self.key, &self.terms), now, out);
                 self.judge_attempt(now, out);
@@ -388,10 +451,10 @@ impl Claim {
                 self.judge_look(now, out);
             }
             // What comes in late about an attempt that failed changes nothing, but completes its report.
-            State::Looking { failed, .. } if failed.id() == id => {
+            State::Looking { failed: Some(failed), .. } if failed.id() == id => {
                 failed.hear(node, answer, now);
             }
-            State::Resting { .. } => {
+            State::Resting { .. } | State::Waiting { .. } => {
                 if let Some((_, failed)) = self.last_failure.as_mut().filter(|(_, failed)| failed.id() == id)
                 {
                     failed.hear(node, answer, now);
@@ -412,8 +475,18 @@ impl Claim {
 
     // ── winning a majority ──────────────────────────────────────────────────────────────────────────────────────────
 
+    fn draw_for(&mut self, next: Next, out: &mut Vec<Action>) {
+        self.state = State::Drawing { next };
+        out.push(Action::Draw);
+    }
+
     fn attempt(&mut self, now: Instant, draw: Draw, out: &mut Vec<Action>) {
         let State::Drawing { next } = self.state else { return };
+        self.since.get_or_insert(now);
+        let next = match next {
+            Next::Attempt(manner) => manner,
+            Next::Look => return self.look(now, None, draw.jitter, out),
+        };
         let id = self.next_round();
         let wish = (&self.key, &self.signature, &*self.terms);
         let attempt = Attempt::begin(wish, next, (id, draw, self.round_trip), now, out);
@@ -442,7 +515,8 @@ impl Claim {
         if now >= lease.valid_until() - terms.margin {
             attempt.roll_back((&self.key, terms), out);
             self.failures = self.failures.saturating_add(1);
-            return self.rest(now, Why::TooLate, attempt.round, attempt.jitter, None, out);
+            self.last_failure = Some((Why::TooLate, attempt.round));
+            return self.rest(now, attempt.jitter, None, out);
         }
         let Attempt { value, jitter, round, footprint, .. } = attempt;
         self.state = State::Held(Box::new(Hold::new((value, round, footprint), lease, terms, jitter, now)));
@@ -457,12 +531,26 @@ impl Claim {
         if attempt.tally().unknown > self.terms.quorum.spare() {
             return self.rest_without_quorum(now, attempt.round, attempt.jitter, out);
         }
+        self.look(now, Some(attempt.round), attempt.jitter, out);
+    }
+
+    /// Asks who holds; and, if a holder is waited for, to be woken when it is done.
+    fn look(&mut self, now: Instant, failed: Option<Round>, jitter: u64, out: &mut Vec<Action>) {
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
+        let enlists = self.waits_for_messages();
+        let waited = now.since(self.since.unwrap_or(now));
         for node in 0..self.terms.quorum.nodes() {
-            let command = Command::Inspect { key: self.key.clone() };
+            let key = self.key.clone();
+            let command = if enlists { Command::Enlist { key, waited } } else { Command::Inspect { key } };
             out.push(Action::Send { node, round: round.id(), command });
         }
-        self.state = State::Looking { round, failed: attempt.round, jitter: attempt.jitter };
+        self.is_listed |= enlists;
+        self.woken_by.clear();
+        self.state = State::Looking { round, failed, jitter };
+    }
+
+    fn waits_for_messages(&self) -> bool {
+        self.patience != Patience::Once && self.terms.wake_by == WakeBy::Message
     }
 
     fn judge_look(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -475,34 +563,107 @@ impl Claim {
         else {
             return;
         };
+        let is_polite = std::mem::take(&mut self.is_polite);
         match look {
             Look::Busy { value, free_in } => {
                 self.splits = 0;
-                self.rest(now, Why::Held { by: Some(value) }, failed, jitter, free_in, out);
+                // An attempt that would be in vain is not made, but it counts.
+                self.failures = self.failures.saturating_add(u32::from(failed.is_none()));
+                // Whoever writes other values releases in another way, and wakes nobody.
+                let is_ours = value.holder().is_some();
+                self.remember(Why::Held { by: Some(value) }, failed, &round);
+                if is_ours
+                    && round.count(|answer| matches!(answer.said(), Answer::Enlisted(_)))
+                        >= self.terms.quorum.majority()
+                {
+                    self.wait(now, jitter, free_in, out);
+                } else {
+                    self.rest(now, jitter, free_in, out);
+                }
+            }
+            Look::Split if is_polite => {
+                self.remember(Why::Held { by: None }, failed, &round);
+                self.state = State::Waiting { until: now + self.grace() };
             }
             Look::Split if self.splits < SPLITS => {
                 self.splits += 1;
-                self.last_failure = Some((Why::Held { by: None }, failed));
+                self.remember(Why::Held { by: None }, failed, &round);
                 let next = first_reachable(&round).map_or(Manner::Parallel, Manner::InOrder);
-                self.state = State::Resting { until: now + fraction(self.round_trip, jitter), next };
+                let until = now + fraction(self.round_trip, jitter);
+                self.state = State::Resting { until, next: Next::Attempt(next) };
             }
             Look::Split | Look::Pending => {
                 self.splits = 0;
-                self.rest(now, Why::Held { by: None }, failed, jitter, None, out);
+                self.remember(Why::Held { by: None }, failed, &round);
+                self.rest(now, jitter, None, out);
             }
             Look::Unknown => {
                 let why = self.why_silent(&round);
-                self.rest(now, why, failed, jitter, None, out);
+                self.remember(why, failed, &round);
+                self.rest(now, jitter, None, out);
             }
         }
     }
 
+    /// What the last attempt found; if there was none since, what the nodes show.
+    fn remember(&mut self, why: Why, failed: Option<Round>, look: &Round) {
+        let before = self.last_failure.take().map(|(_, votes)| votes);
+        self.last_failure = Some((why, failed.or(before).unwrap_or_else(|| look.clone())));
+    }
+
+    // ── waiting for a holder ────────────────────────────────────────────────────────────────────────────────────────
+
+    /// Sleeps until a message wakes it; and, since messages may be lost and a holder may die, at most until its keys run
+    /// out, or for a second. A back-off that is counted goes on as it would without messages.
+    fn wait(&mut self, now: Instant, jitter: u64, free_in: Option<Duration>, out: &mut Vec<Action>) {
+        let backoff = &self.terms.backoff;
+        let Some(pause) = backoff.delay(self.failures, jitter) else { return self.give_up(now, out) };
+        let sleep = if backoff.is_counted() { pause } else { second_half(LONGEST_SLEEP, jitter) };
+        let freed = free_in.map_or(Duration::MAX, |free_in| free_in + backoff.spread(jitter));
+        self.state = State::Waiting { until: now + sleep.min(freed) };
+        self.heed_messages(now, out);
+    }
+
+    fn wake(&mut self, now: Instant, node: NodeIndex, out: &mut Vec<Action>) {
+        if !self.woken_by.contains(&node) {
+            self.woken_by.push(node);
+        }
+        let soon = now + self.grace();
+        match &mut self.state {
+            State::Waiting { .. } => self.heed_messages(now, out),
+            State::Resting { until, .. } => *until = soon.min(*until),
+            _ => {}
+        }
+    }
+
+    /// When a majority is free, and says that it is this claim's turn, it tries. The lists may differ from node to node, so
+    /// one that is woken by fewer looks again after a moment, and leaves its turn to the one that is woken by more.
+    fn heed_messages(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let soon = now + self.grace();
+        let State::Waiting { until } = &mut self.state else { return };
+        if self.woken_by.len() >= self.terms.quorum.majority() {
+            self.draw_for(Next::Attempt(Manner::Parallel), out);
+        } else if !self.woken_by.is_empty() {
+            *until = soon.min(*until);
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        self.round_trip.max(SHORTEST_GRACE)
+    }
+
+    // ── resting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
     /// Too few votes: tries again after the back-off, or as soon as enough of the nodes that wait after a restart do vote.
     fn rest_without_quorum(&mut self, now: Instant, votes: Round, jitter: u64, out: &mut Vec<Action>) {
         let why = self.why_silent(&votes);
-        let Why::NotReady { at } = why else { return self.rest(now, why, votes, jitter, None, out) };
-        self.rest(now, why, votes, jitter, Some(at.since(now)), out);
-        if let State::Resting { until, .. } = &self.state {
+        let ready_in = match why {
+            Why::NotReady { at } => Some(at.since(now)),
+            _ => None,
+        };
+        self.last_failure = Some((why, votes));
+        self.rest(now, jitter, ready_in, out);
+        if let (Some(_), State::Resting { until, .. }) = (ready_in, &self.state) {
             self.patience.rest_for_restarts(until.since(now));
         }
     }
@@ -513,40 +674,49 @@ impl Claim {
 
     /// Rests before the next attempt, or gives up if this was the only one. A holder whose keys run out earlier is not
     /// waited for longer than that, plus a little so that those who wait do not all come at once.
-    fn rest(
-        &mut self,
-        now: Instant,
-        why: Why,
-        votes: Round,
-        jitter: u64,
-        free_in: Option<Duration>,
-        out: &mut Vec<Action>,
-    ) {
-        self.last_failure = Some((why, votes));
+    fn rest(&mut self, now: Instant, jitter: u64, free_in: Option<Duration>, out: &mut Vec<Action>) {
         if self.patience == Patience::Once {
             return self.give_up(now, out);
         }
         let backoff = &self.terms.backoff;
         let Some(pause) = backoff.delay(self.failures, jitter) else { return self.give_up(now, out) };
+        let pause = match self.terms.wake_by {
+            WakeBy::Poll(longest) => second_half(longest, jitter),
+            WakeBy::Message => pause,
+        };
         let freed = free_in.map_or(Duration::MAX, |free_in| free_in + backoff.spread(jitter));
-        self.state = State::Resting { until: now + pause.min(freed), next: Manner::Parallel };
+        let next = Next::Attempt(Manner::Parallel);
+        self.state = State::Resting { until: now + pause.min(freed), next };
     }
 
     fn give_up(&mut self, now: Instant, out: &mut Vec<Action>) {
         let last = self.last_failure.take();
+        self.leave_the_lists(out);
         let unfinished = match std::mem::replace(&mut self.state, State::Ended(None)) {
             State::Attempting(mut attempt) => {
                 attempt.roll_back((&self.key, &self.terms), out);
                 attempt.round.give_up(now);
                 Some(attempt.round)
             }
-            State::Looking { failed, .. } => Some(failed),
+            State::Looking { failed, .. } => failed,
             _ => None,
         };
         // A decided attempt says more than one that was cut off.
         let (why, votes) = last.unwrap_or_else(|| self.why_unfinished(now, unfinished));
         let report = votes.report(&self.terms);
         out.push(Action::Tell(Notice::Failed(Failure { why, report })));
+    }
+
+    /// Who does not want the resource any more must not be waited for, and if it was woken, another has to be.
+    fn leave_the_lists(&mut self, out: &mut Vec<Action>) {
+        if !std::mem::take(&mut self.is_listed) {
+            return;
+        }
+        let round = self.next_round();
+        for node in 0..self.terms.quorum.nodes() {
+            let command = Command::Delist { key: self.key.clone() };
+            out.push(Action::Send { node, round, command });
+        }
     }
 
     fn why_unfinished(&mut self, now: Instant, unfinished: Option<Round>) -> (Why, Round) {
@@ -617,23 +787,38 @@ impl Claim {
 
     // ── giving it back ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    fn release(&mut self, now: Instant, was_in_hand: bool, out: &mut Vec<Action>) {
+    fn release(&mut self, now: Instant, parting: Parting, out: &mut Vec<Action>) {
         match std::mem::replace(&mut self.state, State::Ended(None)) {
-            State::Resting { .. } | State::Drawing { .. } | State::Looking { .. } => {}
-            State::Attempting(attempt) => attempt.roll_back((&self.key, &self.terms), out),
-            State::Held(hold) => {
-                let linger = if was_in_hand { hold.linger(&self.terms, now) } else { Ttl::ZERO };
-                self.release_everywhere(now, hold, linger, out);
+            State::Resting { .. } | State::Waiting { .. } | State::Drawing { .. } | State::Looking { .. } => {
+                self.leave_the_lists(out);
             }
-            State::Lost { hold, .. } => self.release_everywhere(now, hold, Ttl::ZERO, out),
+            State::Attempting(attempt) => {
+                attempt.roll_back((&self.key, &self.terms), out);
+                self.leave_the_lists(out);
+            }
+            State::Held(hold) => {
+                let linger = match parting {
+                    Parting::Done | Parting::HandOver => hold.linger(&self.terms, now),
+                    Parting::Abandoned => Ttl::ZERO,
+                };
+                let wake = if parting == Parting::HandOver { Wake::NobodyYet } else { Wake::Next };
+                self.release_everywhere(now, hold, (linger, wake), out);
+            }
+            State::Lost { hold, .. } => self.release_everywhere(now, hold, (Ttl::ZERO, Wake::Next), out),
             over @ (State::Releasing { .. } | State::Ended(_)) => self.state = over,
         }
     }
 
-    fn release_everywhere(&mut self, now: Instant, mut hold: Box<Hold>, linger: Ttl, out: &mut Vec<Action>) {
+    fn release_everywhere(
+        &mut self,
+        now: Instant,
+        mut hold: Box<Hold>,
+        how: (Ttl, Wake),
+        out: &mut Vec<Action>,
+    ) {
         refuse_extensions(&mut hold, out);
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
-        self.send_releases(round.id(), &hold, linger, out);
+        self.send_releases(round.id(), &hold, how, out);
         self.state = State::Releasing { round, hold };
     }
 
@@ -641,19 +826,19 @@ impl Claim {
         let id = self.next_round();
         if let State::Lost { hold, released } = std::mem::replace(&mut self.state, State::Ended(None)) {
             if !released {
-                self.send_releases(id, &hold, Ttl::ZERO, out);
+                self.send_releases(id, &hold, (Ttl::ZERO, Wake::Next), out);
             }
             self.state = State::Lost { hold, released: true };
         }
     }
 
     /// To all nodes, whatever they said last; owed where a key may stand.
-    fn send_releases(&self, round: RoundId, hold: &Hold, linger: Ttl, out: &mut Vec<Action>) {
+    fn send_releases(&self, round: RoundId, hold: &Hold, (linger, wake): (Ttl, Wake), out: &mut Vec<Action>) {
         for node in 0..self.terms.quorum.nodes() {
             let stands = hold.footprint.may_stand(node);
             let owed_for = if stands { self.terms.longest_life(hold.longest) } else { Duration::ZERO };
             let (key, value) = (self.key.clone(), hold.value.clone());
-            let command = Command::Release { key, value, linger, owed_for };
+            let command = Command::Release { key, value, linger, owed_for, wake };
             out.push(Action::Send { node, round, command });
         }
     }
@@ -661,7 +846,10 @@ impl Claim {
     fn judge_release(&mut self, out: &mut Vec<Action>) {
         let State::Releasing { round, .. } = &self.state else { return };
         let Some(outcome) = ReleaseOutcome::of(round, self.terms.quorum) else { return };
-        out.push(Action::Tell(Notice::Released(outcome, round.report(&self.terms))));
+        let others_wait =
+            round.answers().flatten().any(|answer| *answer.said() == Answer::Deleted { others_wait: true });
+        let report = round.report(&self.terms);
+        out.push(Action::Tell(Notice::Released { outcome, report, others_wait }));
         if let State::Releasing { hold, .. } = std::mem::replace(&mut self.state, State::Ended(None)) {
             self.state = State::Ended(Some(hold));
         }
@@ -674,6 +862,16 @@ impl Claim {
     }
 }
 
+/// How a holder goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    Done,
+    /// Another claim of this client comes right behind.
+    HandOver,
+    /// It never had the lock in hand.
+    Abandoned,
+}
+
 fn refuse_extensions(hold: &mut Hold, out: &mut Vec<Action>) {
     for ticket in hold.refuse_extensions() {
         out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost))));
@@ -682,5 +880,5 @@ fn refuse_extensions(hold: &mut Hold, out: &mut Vec<Action>) {
 
 /// The node that an ordered attempt asks first: the first in the configured order that answered at all.
 fn first_reachable(look: &Round) -> Option<NodeIndex> {
-    look.answers().position(|answer| matches!(answer, Some(Answer::Seen(_))))
+    look.answers().position(|answer| matches!(answer, Some(Answer::Seen(_) | Answer::Enlisted(_))))
 }

@@ -2,7 +2,9 @@
 //!
 //! Each command names the key and the whole value, so that a node never acts on somebody else's key.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,29 +31,99 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// The name of a key on the wire: any bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Arc<[u8]>);
+/// Separates a namespace from a resource in the name of a wait list.
+const LIST_MARK: &[u8] = b"#wait:";
+
+/// The name of a key on the wire: any bytes. Two keys are the same if their bytes are.
+#[derive(Clone)]
+pub struct Key {
+    bytes: Arc<[u8]>,
+    /// How many of the bytes are the namespace.
+    namespace: usize,
+}
 
 impl Key {
     /// The lock key of a resource: `{namespace}:{resource}`, or the bare resource in the empty namespace.
     pub fn of_lock(namespace: &str, resource: &[u8]) -> Self {
         if namespace.is_empty() {
-            return Key(resource.into());
+            return Key::from_wire(resource);
         }
-        Key([namespace.as_bytes(), b":", resource].concat().into())
+        let bytes = [namespace.as_bytes(), b":", resource].concat().into();
+        Key { bytes, namespace: namespace.len() }
+    }
+
+    /// A lock key that was read from a node, which does not say where its namespace ends.
+    pub fn from_wire(bytes: &[u8]) -> Self {
+        Key { bytes: bytes.into(), namespace: 0 }
     }
 
     /// The bytes on the wire.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
+    }
+
+    /// The name of the wait list beside this lock key: `{namespace}#wait:{resource}`.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn wait_list(&self) -> Vec<u8> {
+        let (namespace, rest) = self.bytes.split_at(self.namespace);
+        let resource = if namespace.is_empty() { rest } else { &rest[1..] };
+        [namespace, LIST_MARK, resource].concat()
+    }
+
+    /// The lock key beside a wait list: no namespace has a `#` in it.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn of_wait_list(list: &[u8]) -> Option<Self> {
+        let (namespace, rest) = list.split_at(list.iter().position(|byte| *byte == b'#')?);
+        let resource = rest.strip_prefix(LIST_MARK)?;
+        Some(Key::of_lock(std::str::from_utf8(namespace).ok()?, resource))
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bytes.cmp(&other.bytes)
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.bytes.hash(hasher);
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0.escape_ascii().to_string())
+        write!(f, "{:?}", self.bytes.escape_ascii().to_string())
     }
+}
+
+/// A client as the wait lists of the nodes name it: the channel on which it is woken.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter(pub Arc<str>);
+
+/// Who is woken by a release that deletes the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wake {
+    /// Nobody: what is undone was no hold, so nobody waits for its end.
+    Nobody,
+    /// Nobody, since another claim of this client comes right behind; but the answer says whether somebody waits.
+    NobodyYet,
+    /// The one that has waited longest.
+    Next,
 }
 
 /// What stands in a lock key: `{32 hex digits of the LeaseId}:{holder}[:{metadata}]`.
@@ -156,6 +228,22 @@ pub enum Command {
         /// For how long this release is owed if the node cannot be asked now: longer than that no key can stand there.
         /// Zero if none of ours can stand there in the first place.
         owed_for: Duration,
+        /// Who is woken if the key is deleted.
+        wake: Wake,
+    },
+    /// Enter the wait list of the key, or stay on it, and read the value as [`Inspect`](Command::Inspect) does:
+    /// [`Answer::Enlisted`], or [`Answer::Seen`] from a node that wakes nobody.
+    Enlist {
+        /// The lock key.
+        key: Key,
+        /// For how long the client has waited: whoever has waited longest is woken first.
+        waited: Duration,
+    },
+    /// Leave the wait list. Where the key is free the next one is woken, since it may have been this client's turn:
+    /// [`Answer::Delisted`].
+    Delist {
+        /// The lock key.
+        key: Key,
     },
     /// Read the value and the time that it has to live: [`Answer::Seen`].
     Inspect {
@@ -169,6 +257,21 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it concerns the wait list beside the key, too.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn concerns_list(&self) -> bool {
+        match self {
+            Command::Release { wake, .. } => *wake != Wake::Nobody,
+            Command::Enlist { .. } | Command::Delist { .. } => true,
+            Command::Acquire { .. }
+            | Command::Extend { .. }
+            | Command::Inspect { .. }
+            | Command::Remove { .. } => false,
+        }
+    }
+}
+
 #[cfg(feature = "sim")]
 impl Command {
     /// The key that it is about.
@@ -177,6 +280,8 @@ impl Command {
             Command::Acquire { key, .. }
             | Command::Extend { key, .. }
             | Command::Release { key, .. }
+            | Command::Enlist { key, .. }
+            | Command::Delist { key }
             | Command::Inspect { key }
             | Command::Remove { key } => key,
         }
@@ -188,7 +293,10 @@ impl Command {
             Command::Acquire { value, .. }
             | Command::Extend { value, .. }
             | Command::Release { value, .. } => Some(value),
-            Command::Inspect { .. } | Command::Remove { .. } => None,
+            Command::Enlist { .. }
+            | Command::Delist { .. }
+            | Command::Inspect { .. }
+            | Command::Remove { .. } => None,
         }
     }
 }
@@ -209,7 +317,14 @@ pub enum Answer {
     /// Another value stood there.
     Foreign,
     /// Our value stood, and is gone, or goes by itself after the time it was asked to linger.
-    Deleted,
+    Deleted {
+        /// Somebody else waits for the key, or was woken just now.
+        others_wait: bool,
+    },
+    /// The client is on the wait list; and what stands at the key.
+    Enlisted(Option<Sighting>),
+    /// The client is not on the wait list.
+    Delisted,
     /// What stands at the key.
     Seen(Option<Sighting>),
     /// What stood at the key, which is gone.

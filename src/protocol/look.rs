@@ -6,8 +6,8 @@ use super::command::{Answer, Sighting, Value};
 use super::quorum::Quorum;
 use super::round::Round;
 
-/// What a round of [`Inspect`](super::command::Command::Inspect) shows, or showed before a
-/// [`Remove`](super::command::Command::Remove).
+/// What a round of [`Inspect`](super::command::Command::Inspect) or [`Enlist`](super::command::Command::Enlist) shows, or
+/// showed before a [`Remove`](super::command::Command::Remove).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look {
     /// Not enough answers yet.
@@ -47,7 +47,7 @@ impl Look {
 
 fn sighting(answer: &Answer) -> Option<Option<&Sighting>> {
     match answer {
-        Answer::Seen(seen) | Answer::Removed(seen) => Some(seen.as_ref()),
+        Answer::Seen(seen) | Answer::Enlisted(seen) | Answer::Removed(seen) => Some(seen.as_ref()),
         _ => None,
     }
 }

@@ -35,7 +35,7 @@ impl fmt::Display for ReleaseOutcome {
 impl ReleaseOutcome {
     /// Reads a round of releases; `None` while the missing answers can still change the outcome.
     pub fn of(round: &Round, quorum: Quorum) -> Option<ReleaseOutcome> {
-        let deleted = round.count(|answer| *answer == Answer::Deleted);
+        let deleted = round.count(|answer| matches!(answer, Answer::Deleted { .. }));
         let foreign = round.count(|answer| *answer == Answer::Foreign);
         let missing = round.count(|answer| *answer == Answer::Missing);
         let silent = round.count(Answer::is_silence);
@@ -94,9 +94,15 @@ impl Footprint {
         trace.open = trace.open.saturating_sub(1);
         match answer.said() {
             Answer::Granted | Answer::Present | Answer::Healed => trace.standing = true,
-            Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted => trace.standing = false,
+            Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted { .. } => {
+                trace.standing = false;
+            }
             Answer::Unknown(unknown) => trace.doubtful |= unknown.may_have_run(),
-            Answer::Seen(_) | Answer::Removed(_) | Answer::Waiting { .. } => {}
+            Answer::Enlisted(_)
+            | Answer::Delisted
+            | Answer::Seen(_)
+            | Answer::Removed(_)
+            | Answer::Waiting { .. } => {}
         }
     }
 
@@ -128,7 +134,7 @@ mod tests {
         let mut round = Round::to_all(RoundId(1), quorum, start, Duration::from_millis(200));
         for (node, letter) in nodes.chars().enumerate() {
             let answer = match letter {
-                'd' => Answer::Deleted,
+                'd' => Answer::Deleted { others_wait: false },
                 'm' => Answer::Missing,
                 'f' => Answer::Foreign,
                 '?' => Answer::Unknown(Unknown::Timeout),

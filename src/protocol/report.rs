@@ -34,7 +34,7 @@ impl Report {
 
     /// How many nodes said *yes*: granted, extended, released.
     pub fn granted(&self) -> usize {
-        self.count(|answer| matches!(answer, Answer::Granted | Answer::Present | Answer::Deleted))
+        self.count(|answer| matches!(answer, Answer::Granted | Answer::Present | Answer::Deleted { .. }))
     }
 
     /// How many nodes said *no*: held or taken by another, without the key, or healed.
@@ -127,7 +127,7 @@ impl NodeReport {
 
     /// Whether the node said *yes*: granted, extended, released.
     pub fn is_granted(&self) -> bool {
-        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present | Answer::Deleted))
+        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present | Answer::Deleted { .. }))
     }
 
     /// What the node said, in words: `granted`, `held by another`, `timed out`, ...
@@ -161,9 +161,10 @@ impl Said {
             Said::Answer(Answer::Healed) => "had lost the key",
             Said::Answer(Answer::Missing) => "without the key",
             Said::Answer(Answer::Foreign) => "taken by another",
-            Said::Answer(Answer::Deleted) => "released",
-            Said::Answer(Answer::Seen(Some(_))) => "holding a key",
-            Said::Answer(Answer::Seen(None) | Answer::Removed(None)) => "free",
+            Said::Answer(Answer::Deleted { .. }) => "released",
+            Said::Answer(Answer::Seen(Some(_)) | Answer::Enlisted(Some(_))) => "holding a key",
+            Said::Answer(Answer::Seen(None) | Answer::Enlisted(None) | Answer::Removed(None)) => "free",
+            Said::Answer(Answer::Delisted) => "not waited at",
             Said::Answer(Answer::Removed(Some(_))) => "freed by force",
             Said::Answer(Answer::Unknown(unknown)) => match unknown {
                 Unknown::NotConnected => "not connected",

@@ -170,7 +170,11 @@ pub fn vote(answer: &Answer) -> Vote {
         Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign => Vote::Denied,
         Answer::Unknown(_) | Answer::Waiting { .. } => Vote::Unknown,
         // No answers to that question.
-        Answer::Deleted | Answer::Seen(_) | Answer::Removed(_) => Vote::Unknown,
+        Answer::Deleted { .. }
+        | Answer::Enlisted(_)
+        | Answer::Delisted
+        | Answer::Seen(_)
+        | Answer::Removed(_) => Vote::Unknown,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::quorum::Quorum;
 use super::time::{Drift, Ttl};
-use super::wait::Backoff;
+use super::wait::{Backoff, WakeBy};
 
 /// The longest ttl that is accepted: a year. Whatever is longer is a mistake, and a server refuses absurd values.
 pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -37,6 +37,8 @@ pub struct Terms {
     pub node_timeout: Duration,
     /// The rest between attempts.
     pub backoff: Backoff,
+    /// How whoever waits learns that a holder is done.
+    pub wake_by: WakeBy,
     /// When a held lock is extended.
     pub renewal: Renewal,
     /// The bound on the whole hold; `Duration::MAX` for none.
@@ -88,6 +90,8 @@ pub struct Wishes {
     pub node_timeout: Option<Duration>,
     /// The rest between attempts.
     pub backoff: Backoff,
+    /// How whoever waits learns that a holder is done.
+    pub wake_by: WakeBy,
     /// When a held lock is extended.
     pub renewal: Renewal,
     /// The bound on the whole hold; `Duration::MAX` for none.
@@ -105,6 +109,7 @@ impl Default for Wishes {
             margin: Duration::from_millis(5),
             node_timeout: None,
             backoff: Backoff::DEFAULT,
+            wake_by: WakeBy::default(),
             renewal: Renewal::default(),
             hold_at_most: Duration::MAX,
             hold_at_least: Duration::ZERO,
@@ -126,6 +131,7 @@ impl Wishes {
             return Err(SettingsError::new("node_timeout", node_timeout, bound));
         }
         self.backoff.check()?;
+        self.wake_by.check()?;
         self.check_renewal(node_timeout)?;
         if self.hold_at_most <= self.margin {
             let bound = format_args!("above the margin of {:?}", self.margin);
@@ -144,6 +150,7 @@ impl Wishes {
             margin: self.margin,
             node_timeout,
             backoff: self.backoff.clone(),
+            wake_by: self.wake_by,
             renewal: self.renewal,
             hold_at_most: self.hold_at_most,
             hold_at_least: self.hold_at_least,
@@ -381,6 +388,10 @@ mod tests {
             (
                 Wishes { backoff: backoff(10, 9), ..good() },
                 "backoff is 9ms, but must be the longest rest, at least the shortest of 10ms",
+            ),
+            (
+                Wishes { wake_by: WakeBy::Poll(Duration::from_micros(999)), ..good() },
+                "wake_by is 999µs, but must be at least 1ms",
             ),
             (
                 Wishes { renewal: Renewal::Every(ms(9_694)), ..good() },

@@ -18,18 +18,32 @@
 //! reads the wall clock once in a millisecond and counts on from there: after a jump it goes by the old time for up to a
 //! millisecond.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::command::{Answer, Command, Key, Sighting, Value};
+use super::command::{Answer, Command, Key, Sighting, Value, Waiter, Wake};
 use super::time::{Instant, Ttl};
+use super::wait::LIST_LIVES;
 
-/// Keys with values and expiries. Its clock is whatever it is told.
+/// Keys with values and expiries, and the wait lists beside them. Its clock is whatever it is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Store {
     entries: BTreeMap<Key, Entry>,
+    lists: BTreeMap<Key, WaitList>,
     precision: Precision,
 }
+
+/// Who asks, and how others are woken.
+pub trait Messenger {
+    /// By which name the client is woken that asks; `None` if it cannot be.
+    fn caller(&self) -> Option<&Waiter>;
+
+    /// Sends a message that a key is free. False if nobody hears it.
+    fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool;
+}
+
+/// At one release, so many waiters are tried that do not hear.
+const MOST_CALLS: usize = 16;
 
 /// When exactly a key ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,6 +64,13 @@ impl Precision {
             Precision::Milliseconds => Instant::from_nanos(now.as_nanos() - now.as_nanos() % 1_000_000),
         }
     }
+
+    fn is_over(self, now: Instant, expires_at: Instant) -> bool {
+        match self {
+            Precision::Exact => now >= expires_at,
+            Precision::Milliseconds => self.read(now) > expires_at,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,20 +79,54 @@ struct Entry {
     expires_at: Instant,
 }
 
+/// Those who wait for a key, by since when they do, on the node's clock and in whole microseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct WaitList {
+    waiters: BTreeSet<(u64, Waiter)>,
+    expires_at: Instant,
+}
+
 impl Store {
     /// An empty store.
     #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn with_precision(precision: Precision) -> Self {
-        Store { entries: BTreeMap::new(), precision }
+        Store { precision, ..Store::default() }
     }
 
     /// Carries out a command at the node's own time.
-    pub fn apply(&mut self, now: Instant, command: &Command) -> Answer {
-        let now = self.precision.read(now);
+    pub fn apply(&mut self, time: Instant, command: &Command, messenger: &mut dyn Messenger) -> Answer {
+        let now = self.precision.read(time);
         match command {
             Command::Acquire { key, value, ttl } => self.acquire(now, key, value, *ttl),
             Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
-            Command::Release { key, value, linger, .. } => self.release(now, key, value, *linger),
+            Command::Release { key, value, linger, wake, .. } => {
+                match self.release(now, key, value, *linger) {
+                    Answer::Deleted { .. } if *linger == Ttl::ZERO => {
+                        Answer::Deleted { others_wait: self.wake(now, key, *wake, messenger) }
+                    }
+                    Answer::Missing => {
+                        self.wake(now, key, *wake, messenger);
+                        Answer::Missing
+                    }
+                    other => other,
+                }
+            }
+            Command::Enlist { key, waited } => match messenger.caller() {
+                Some(waiter) => {
+                    self.enlist(time, key, waiter, *waited);
+                    Answer::Enlisted(self.sight(now, key))
+                }
+                None => Answer::Seen(self.sight(now, key)),
+            },
+            Command::Delist { key } => {
+                if let Some(waiter) = messenger.caller() {
+                    self.delist(now, key, waiter);
+                }
+                if self.find(now, key).is_none() {
+                    self.wake(now, key, Wake::Next, messenger);
+                }
+                Answer::Delisted
+            }
             Command::Inspect { key } => Answer::Seen(self.sight(now, key)),
             Command::Remove { key } => {
                 let seen = self.sight(now, key);
@@ -108,14 +163,65 @@ impl Store {
         match self.find(now, key) {
             Some(entry) if entry.value == *value && linger > Ttl::ZERO => {
                 entry.expires_at = now + linger.as_duration();
-                Answer::Deleted
+                Answer::Deleted { others_wait: false }
             }
             Some(entry) if entry.value == *value => {
                 self.entries.remove(key);
-                Answer::Deleted
+                Answer::Deleted { others_wait: false }
             }
             Some(_) => Answer::Foreign,
             None => Answer::Missing,
+        }
+    }
+
+    /// Enters a wait list, or takes the place there that so long a wait deserves.
+    fn enlist(&mut self, time: Instant, key: &Key, waiter: &Waiter, waited: Duration) {
+        let now = self.precision.read(time);
+        self.delist(now, key, waiter);
+        let since = (time - waited).as_nanos() / 1_000;
+        let list = self
+            .lists
+            .entry(key.clone())
+            .or_insert_with(|| WaitList { waiters: BTreeSet::new(), expires_at: now });
+        list.waiters.insert((since, waiter.clone()));
+        list.expires_at = now + LIST_LIVES;
+    }
+
+    fn delist(&mut self, now: Instant, key: &Key, waiter: &Waiter) {
+        if let Some(list) = self.list(now, key) {
+            list.waiters.retain(|(_, other)| other != waiter);
+            self.forget_an_empty_list(key);
+        }
+    }
+
+    /// Wakes whoever is to be woken now that the key is free. True if one was woken, or others still wait.
+    fn wake(&mut self, now: Instant, key: &Key, wake: Wake, messenger: &mut dyn Messenger) -> bool {
+        match wake {
+            Wake::Nobody => return false,
+            Wake::NobodyYet => return self.list(now, key).is_some(),
+            Wake::Next => {}
+        }
+        for _ in 0..MOST_CALLS {
+            let first = self.list(now, key).and_then(|list| list.waiters.pop_first());
+            self.forget_an_empty_list(key);
+            let Some((_, waiter)) = first else { return false };
+            if messenger.caller() != Some(&waiter) && messenger.wake(&waiter, key) {
+                return true;
+            }
+        }
+        true
+    }
+
+    fn list(&mut self, now: Instant, key: &Key) -> Option<&mut WaitList> {
+        if self.lists.get(key).is_some_and(|list| self.precision.is_over(now, list.expires_at)) {
+            self.lists.remove(key);
+        }
+        self.lists.get_mut(key)
+    }
+
+    fn forget_an_empty_list(&mut self, key: &Key) {
+        if self.lists.get(key).is_some_and(|list| list.waiters.is_empty()) {
+            self.lists.remove(key);
         }
     }
 
@@ -141,7 +247,8 @@ impl Store {
 
     /// The keys that stand now.
     pub fn keys(&self, now: Instant) -> impl Iterator<Item = (&Key, &Value)> {
-        let alive = self.entries.iter().filter(move |(_, entry)| !self.is_over(now, entry));
+        let alive =
+            self.entries.iter().filter(move |(_, entry)| !self.precision.is_over(now, entry.expires_at));
         alive.map(|(key, entry)| (key, &entry.value))
     }
 
@@ -160,17 +267,10 @@ impl Store {
     }
 
     fn find(&mut self, now: Instant, key: &Key) -> Option<&mut Entry> {
-        if self.entries.get(key).is_some_and(|entry| self.is_over(now, entry)) {
+        if self.entries.get(key).is_some_and(|entry| self.precision.is_over(now, entry.expires_at)) {
             self.entries.remove(key);
         }
         self.entries.get_mut(key)
-    }
-
-    fn is_over(&self, now: Instant, entry: &Entry) -> bool {
-        match self.precision {
-            Precision::Exact => now >= entry.expires_at,
-            Precision::Milliseconds => self.precision.read(now) > entry.expires_at,
-        }
     }
 }
 
@@ -180,6 +280,19 @@ mod tests {
 
     fn at(millis: u64) -> Instant {
         Instant::from_nanos(millis * 1_000_000)
+    }
+
+    /// A node that wakes nobody.
+    struct Silent;
+
+    impl Messenger for Silent {
+        fn caller(&self) -> Option<&Waiter> {
+            None
+        }
+
+        fn wake(&mut self, _waiter: &Waiter, _key: &Key) -> bool {
+            false
+        }
     }
 
     /// `acquire a 10`, `extend a 10`, `renew a 10` (without heal), `release a`, `look`, at a time in milliseconds.
@@ -194,14 +307,17 @@ mod tests {
             "acquire" => Command::Acquire { key, value, ttl },
             "extend" => Command::Extend { key, value, ttl, heal: true },
             "renew" => Command::Extend { key, value, ttl, heal: false },
-            "release" => Command::Release { key, value, linger: ttl, owed_for: Duration::ZERO },
+            "release" => {
+                Command::Release { key, value, linger: ttl, owed_for: Duration::ZERO, wake: Wake::Nobody }
+            }
             _ => Command::Inspect { key },
         };
-        match store.apply(at(time), &command) {
+        match store.apply(at(time), &command, &mut Silent) {
             Answer::Seen(None) => "free".to_owned(),
             Answer::Seen(Some(seen)) => {
                 format!("{:?} {:?}", seen.value, seen.expires_in.unwrap_or(Duration::MAX))
             }
+            Answer::Deleted { .. } => "Deleted".to_owned(),
             answer => format!("{answer:?}"),
         }
     }
@@ -244,7 +360,7 @@ mod tests {
         for (set_at, last) in [(0, 100_999_999), (999_999, 100_999_999), (1_000_000, 101_999_999)] {
             let mut store = Store::with_precision(Precision::Milliseconds);
             let acquire = Command::Acquire { key: key.clone(), value: value.clone(), ttl };
-            store.apply(Instant::from_nanos(set_at), &acquire);
+            store.apply(Instant::from_nanos(set_at), &acquire, &mut Silent);
             let left = |store: &mut Store, nanos| {
                 store.sight(Instant::from_nanos(nanos), &key).map(|seen| seen.expires_in)
             };

@@ -1,4 +1,5 @@
-//! How long a claim keeps trying, and how long it rests between two attempts. Jitter comes in as an argument.
+//! How long a claim keeps trying, how it learns that a holder is done, and how long it rests between two attempts. Jitter comes
+//! in as an argument.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +52,59 @@ impl Patience {
     }
 }
 
+/// How whoever waits for a holder learns that it is done.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redlock_quorum::{MemoryNodes, WakeBy};
+///
+/// let nodes = MemoryNodes::new(3);
+/// let redlock = nodes.builder().wake_by(WakeBy::Poll(Duration::from_millis(50))).connect().await?;
+/// let guard = redlock.mutex("invoices/42").acquire().await?;
+/// # drop(guard);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WakeBy {
+    /// By a message: the nodes keep a list of those who wait, and a release wakes the first on it. Besides, whoever waits looks
+    /// again by itself at least once a second, and when the holder's keys run out; so a message that is lost costs
+    /// that long at most. Where nodes cannot send messages, or may not, it asks again after the rests of the
+    /// [`Backoff`].
+    #[default]
+    Message,
+    /// By asking again, after a random rest of at least half of this and at most this: at least 1 ms. Nothing is kept at the
+    /// nodes for it.
+    Poll(Duration),
+}
+
+impl WakeBy {
+    /// Refuses to ask without a pause.
+    pub(crate) fn check(self) -> Result<(), SettingsError> {
+        const SHORTEST: Duration = Duration::from_millis(1);
+        match self {
+            WakeBy::Poll(pause) if pause < SHORTEST => {
+                Err(SettingsError::new("wake_by", pause, format_args!("at least {SHORTEST:?}")))
+            }
+            WakeBy::Poll(_) | WakeBy::Message => Ok(()),
+        }
+    }
+}
+
+/// For how long a wait list is kept after the last one has entered it, or said that it still waits.
+pub const LIST_LIVES: Duration = Duration::from_secs(3);
+
+/// Whoever waits for a message looks again by itself after so long at most.
+pub const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Somewhere in the second half of a span, so that those who came together do not stay together.
+pub(crate) fn second_half(span: Duration, jitter: u64) -> Duration {
+    span / 2 + fraction(span / 2, jitter)
+}
+
 /// How long to rest after a failed attempt, and when to give up.
 ///
 /// A rest is random between zero and a bound (*full jitter*), because contenders that failed together must not come back
@@ -97,13 +151,14 @@ impl Backoff {
         Backoff { rests: Rests::Constant(longest), attempts: u32::MAX }
     }
 
-    /// The rest after so many failed attempts (from 1), taken as it is, without jitter: `None` gives up. A rest of less
+    /// The rest after so many failed attempts (from 1), taken as it is, without jitter, also by whoever waits for a message: `None` gives up. A rest of less
     /// than a millisecond is one of a millisecond, so that the nodes are not asked without a pause. A panic gives up, too.
     pub fn custom(rest: impl Fn(u32) -> Option<Duration> + Send + Sync + 'static) -> Self {
         Backoff { rests: Rests::Custom(Arc::new(rest)), attempts: u32::MAX }
     }
 
-    /// Gives up after so many failed attempts, of which there must be at least 1, even if the wait is not over.
+    /// Gives up after so many failed attempts, of which there must be at least 1, even if the wait is not over. Finding the
+    /// resource held counts as one, also where a message is waited for between two of them.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
@@ -127,6 +182,11 @@ impl Backoff {
                 Some(fraction(shortest.saturating_mul(1 << doublings).min(*longest), jitter))
             }
         }
+    }
+
+    /// Whether it may end the wait, so that its rests are to be taken as they are.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.attempts < u32::MAX || matches!(self.rests, Rests::Custom(_))
     }
 
     /// Spreads those who wait for the same holder's keys to run out.

@@ -8,9 +8,9 @@ use super::fault::FaultClass;
 use super::scope::Scope;
 use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
-use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value};
+use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value, Wake};
 use crate::protocol::round::RoundId;
-use crate::protocol::store::Store;
+use crate::protocol::store::{Messenger, Store};
 use crate::protocol::time::{Instant, Ttl};
 
 /// One mistake.
@@ -74,11 +74,13 @@ pub enum Mutant {
     PromotedReplicaIsOld,
     /// The age of whoever answers now is taken for the age of the memory at this address.
     ChangeIsJudgedByAge,
+    /// Who waits for a message does not look by itself.
+    MessagesAreTrusted,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 29] = [
+    pub const ALL: [Mutant; 30] = [
         Mutant::ReusedLeaseId,
         Mutant::ValidFromTheReply,
         Mutant::StartMovedInTheOrderedRetry,
@@ -108,6 +110,7 @@ impl Mutant {
         Mutant::UptimeTakenAsExact,
         Mutant::PromotedReplicaIsOld,
         Mutant::ChangeIsJudgedByAge,
+        Mutant::MessagesAreTrusted,
     ];
 
     /// The number of nodes with which it shows, if not with any.
@@ -149,6 +152,11 @@ impl Mutant {
     /// Whether a claim that is due may stay so.
     pub(super) fn oversleeps(self) -> bool {
         self == Mutant::LateExtensionCounts
+    }
+
+    /// Whether a claim that waits for a message has no other reason to wake up.
+    pub(super) fn waits_for_ever(self, claim: &Claim) -> bool {
+        self == Mutant::MessagesAreTrusted && claim.state() == "Waiting"
     }
 
     pub(super) fn distort_draw(self, draw: Draw, quirk: &mut Quirk) -> Draw {
@@ -235,7 +243,8 @@ impl Mutant {
             |action: &Action| matches!(action, Action::Send { command: Command::Release { .. }, .. });
         let extend = |(key, value)| Command::Extend { key, value, ttl: scope.max_ttl(), heal: true };
         let owed_for = scope.max_ttl().as_duration();
-        let release = |(key, value)| Command::Release { key, value, linger: Ttl::ZERO, owed_for };
+        let release =
+            |(key, value)| Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake: Wake::Next };
         match self {
             Mutant::NoRollback if quirk.won_at.is_none() => actions.retain(|action| !is_release(action)),
             Mutant::DroppedWithoutRollback if quirk.won_at.is_none() && claim.phase() == Phase::Over => {
@@ -309,10 +318,16 @@ impl Mutant {
     }
 
     /// What a node does.
-    pub(super) fn carry_out(self, store: &mut Store, time: Instant, command: &Command) -> Answer {
+    pub(super) fn carry_out(
+        self,
+        store: &mut Store,
+        time: Instant,
+        command: &Command,
+        messenger: &mut dyn Messenger,
+    ) -> Answer {
         match (self, command) {
             (Mutant::ExtensionShortens, Command::Extend { key, value, ttl, .. }) => {
-                let answer = store.apply(time, command);
+                let answer = store.apply(time, command, messenger);
                 if answer == Answer::Present {
                     store.put(time, key, value, ttl.as_duration());
                 }
@@ -320,7 +335,7 @@ impl Mutant {
             }
             (Mutant::ReleaseWithoutComparison, Command::Release { key, .. }) => {
                 if store.remove(time, key) {
-                    Answer::Deleted
+                    Answer::Deleted { others_wait: false }
                 } else {
                     Answer::Missing
                 }
@@ -329,7 +344,7 @@ impl Mutant {
                 store.put(time, key, value, ttl.as_duration());
                 Answer::Granted
             }
-            _ => store.apply(time, command),
+            _ => store.apply(time, command, messenger),
         }
     }
 

@@ -52,6 +52,8 @@ pub struct Scope {
     pub forgets_releases: bool,
     /// Whether answers are heard as soon as they are given, so that only commands are ever under way.
     pub answers_at_once: bool,
+    /// Whether every message that would wake a client is lost.
+    pub messages_are_lost: bool,
     /// How often a holder extends by hand, or is told that its key may have changed.
     pub most_extensions: u64,
     /// How many connections break at most, of those that need not.
@@ -106,6 +108,8 @@ pub struct Weather {
     pub alarm: u32,
     /// A holder releases.
     pub release: u32,
+    /// A holder hands over to another caller of its own.
+    pub hand_over: u32,
     /// A future is dropped.
     pub abandon: u32,
     /// A client connects.
@@ -159,6 +163,7 @@ impl Scope {
             most_attempts: u32::MAX,
             forgets_releases: false,
             answers_at_once: false,
+            messages_are_lost: chance.percent(20),
             most_extensions: u64::MAX,
             most_breaks: u32::MAX,
             most_faults: chance.one_of(&[0, 1, 3, 10, 30]),
@@ -318,6 +323,7 @@ impl Small {
             most_attempts: self.attempts,
             forgets_releases: !self.listens,
             answers_at_once: self.answers_at_once,
+            messages_are_lost: false,
             most_extensions: self.extensions,
             most_breaks: self.breaks,
             most_faults: *most_faults,
@@ -330,6 +336,7 @@ impl Small {
                 extend: 1,
                 alarm: u32::from(self.alarms),
                 release: 1,
+                hand_over: 0,
                 abandon: u32::from(self.abandons),
                 dial: 1,
                 breaks: self.breaks.min(1),
@@ -396,6 +403,7 @@ impl Weather {
             extend: chance.one_of(&[0, 3]),
             alarm: chance.one_of(&[0, 0, 2]),
             release: chance.one_of(&[1, 5, 20]),
+            hand_over: chance.one_of(&[0, 0, 10]),
             abandon: chance.one_of(&[0, 1, 5]),
             dial: 30,
             breaks: chance.one_of(&[0, 0, 1, 5]),

@@ -350,6 +350,7 @@ impl Label {
         match step {
             Step::Begin { client, .. } => Some(Label::plain(Row::Client(client), "wants")),
             Step::Release { client } => Some(Label::plain(Row::Client(client), "releases")),
+            Step::HandOver { client } => Some(Label::plain(Row::Client(client), "hands over")),
             Step::Abandon { client } => Some(Label::plain(Row::Client(client), "gives up")),
             Step::Fault(fault) => {
                 let (row, text) = in_short(fault);
@@ -381,7 +382,7 @@ impl Label {
                 Why::NotReady { .. } => "fails: not ready",
                 Why::TooLate => "fails: too late",
             },
-            Notice::Extended(_, Ok(())) | Notice::Released(..) | Notice::HeldLong => return None,
+            Notice::Extended(_, Ok(())) | Notice::Released { .. } | Notice::HeldLong => return None,
         };
         Some(Label::plain(Row::Client(*client), text))
     }

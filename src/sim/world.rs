@@ -81,6 +81,7 @@ impl World {
             Step::Extend { client } => self.extend(client),
             Step::Alarm { client } => self.alarm(client),
             Step::Release { client } => self.tell(client, &Event::Release),
+            Step::HandOver { client } => self.hand_over(client),
             Step::Abandon { client } => self.tell(client, &Event::Abandon),
             Step::Dial { client, node } => self.dial(client, node),
             Step::Break { client, node } => {

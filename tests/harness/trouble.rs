@@ -25,9 +25,11 @@ impl Server {
         self.type_in::<()>("CONFIG SET maxmemory 0").await;
     }
 
-    /// The connections of its clients are closed; they may connect again.
+    /// The connections of its clients are closed; they may connect again. One that listens to messages is of another type.
     pub async fn kill_clients(&self) {
-        self.type_in::<redis::Value>("CLIENT KILL TYPE normal").await;
+        for kind in ["normal", "pubsub"] {
+            self.type_in::<redis::Value>(&format!("CLIENT KILL TYPE {kind}")).await;
+        }
     }
 
     /// It takes commands in, and carries out those that write only later.

@@ -1,24 +1,56 @@
--- Releases a lock: deletes the key if the value is the one that was written by whoever asks.
+-- Releases a lock: deletes the key if the value is the one that was written by whoever asks. If the key is free then, the one
+-- that has waited longest is woken by a message on its channel; one whose channel nobody listens to is passed over.
 --
 -- KEYS[1]  the lock key
--- ARGV[1]  the value, compared whole
+-- KEYS[2]  its wait list; left out where nobody is to be woken
+-- ARGV[1]  the value, compared whole; '' to delete nothing, and only to leave the wait list
 -- ARGV[2]  '0', or for how many milliseconds the key shall still exclude others before it expires by itself
+-- ARGV[3]  with a wait list: 'next' to wake one, 'peek' to see whether there is one
+-- ARGV[4]  with a wait list: the channel of whoever asks, which is not woken; '' if it has none
 --
--- Returns 1 if the key is deleted or expires so, 0 if it was missing, -1 if another value stands.
+-- Returns 1 if the key is deleted or expires so, 2 if besides somebody waits or was woken, 0 if it was missing, -1 if another
+-- value stands. What goes wrong with the wait list changes nothing of that: those who wait look for themselves before long.
 
 local value = redis.call('GET', KEYS[1])
+local result = 0
 
-if value == ARGV[1] then
-  if ARGV[2] == '0' then
-    redis.call('DEL', KEYS[1])
-  else
+if ARGV[1] == '' then
+  redis.pcall('ZREM', KEYS[2], ARGV[4])
+elseif value == ARGV[1] then
+  if ARGV[2] ~= '0' then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    return 1
   end
-  return 1
+  redis.call('DEL', KEYS[1])
+  value = false
+  result = 1
 end
 
 if value then
   return -1
 end
 
-return 0
+local function somebody_waits()
+  if ARGV[3] == 'peek' then
+    return redis.pcall('EXISTS', KEYS[2]) == 1
+  end
+  for _ = 1, 16 do
+    local first = redis.pcall('ZPOPMIN', KEYS[2])
+    if first.err or not first[1] then
+      return false
+    end
+    if first[1] ~= ARGV[4] then
+      local listeners = redis.pcall('PUBLISH', first[1], KEYS[2])
+      if type(listeners) == 'number' and listeners > 0 then
+        return true
+      end
+    end
+  end
+  return true
+end
+
+if KEYS[2] and somebody_waits() and result == 1 then
+  return 2
+end
+
+return result

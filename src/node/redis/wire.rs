@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use redis::{Cmd, ServerError, Value as Wire};
 
-use crate::protocol::command::{Answer, Command, Refusal, Sighting, Unknown, Value};
+use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
+use crate::protocol::wait::LIST_LIVES;
 
 /// A script, and the hash by which a server knows it once it is loaded.
 pub(super) struct Script {
@@ -16,6 +17,16 @@ pub(super) struct Script {
 impl Script {
     fn hash(&self) -> &str {
         &self.hash
+    }
+
+    fn call(&self, form: Form) -> Cmd {
+        let (name, body) = match form {
+            Form::Hashed => ("EVALSHA", self.hash()),
+            Form::Full => ("EVAL", self.text),
+        };
+        let mut call = redis::cmd(name);
+        call.arg(body);
+        call
     }
 }
 
@@ -30,11 +41,12 @@ macro_rules! script {
 
 static EXTEND: Script = script!("../lua/extend.lua");
 static RELEASE: Script = script!("../lua/release.lua");
+static ENLIST: Script = script!("../lua/enlist.lua");
 static INSPECT: Script = script!("../lua/inspect.lua");
 static REMOVE: Script = script!("../lua/remove.lua");
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 4] = [&EXTEND, &RELEASE, &INSPECT, &REMOVE];
+pub(super) static SCRIPTS: [&Script; 5] = [&EXTEND, &RELEASE, &ENLIST, &INSPECT, &REMOVE];
 
 /// How a script is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +57,23 @@ pub(super) enum Form {
     Full,
 }
 
-/// The command on the wire.
-pub(super) fn encode(command: &Command, form: Form) -> Cmd {
+/// What a client may do with the wait lists of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lists<'a> {
+    /// Nothing: it has no right to them.
+    Closed,
+    /// It wakes others, and cannot be woken itself.
+    WakesOthers,
+    /// It is woken on this channel, too.
+    WokenOn(&'a str),
+}
+
+/// The command on the wire. Where the wait lists are closed, what concerns only them becomes a question that changes nothing.
+pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>) -> Cmd {
+    let channel = match lists {
+        Lists::WokenOn(channel) => channel,
+        Lists::WakesOthers | Lists::Closed => "",
+    };
     match command {
         Command::Acquire { key, value, ttl } => {
             let mut set = redis::cmd("SET");
@@ -54,27 +81,56 @@ pub(super) fn encode(command: &Command, form: Form) -> Cmd {
             set
         }
         Command::Extend { key, value, ttl, heal } => {
-            let mut extend = call(&EXTEND, form, key.as_bytes());
+            let mut extend = call(&EXTEND, form, key);
             extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(*heal));
             extend
         }
-        Command::Release { key, value, linger, .. } => {
-            let mut release = call(&RELEASE, form, key.as_bytes());
-            release.arg(value.as_bytes()).arg(linger.as_millis());
-            release
+        Command::Release { key, value, linger, wake, .. } => {
+            let mode = match wake {
+                Wake::Next => Some("next"),
+                Wake::NobodyYet => Some("peek"),
+                Wake::Nobody => None,
+            };
+            match mode.filter(|_| lists != Lists::Closed) {
+                Some(mode) => {
+                    let mut release = call_with_list(&RELEASE, form, key);
+                    release.arg(value.as_bytes()).arg(linger.as_millis()).arg(mode).arg(channel);
+                    release
+                }
+                None => {
+                    let mut release = call(&RELEASE, form, key);
+                    release.arg(value.as_bytes()).arg(linger.as_millis());
+                    release
+                }
+            }
         }
-        Command::Inspect { key } => call(&INSPECT, form, key.as_bytes()),
-        Command::Remove { key } => call(&REMOVE, form, key.as_bytes()),
+        Command::Enlist { key, waited } if !channel.is_empty() => {
+            let mut enlist = call_with_list(&ENLIST, form, key);
+            let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+            enlist.arg(channel).arg(waited).arg(LIST_LIVES.as_millis() as u64);
+            enlist
+        }
+        Command::Delist { key } if lists != Lists::Closed => {
+            let mut delist = call_with_list(&RELEASE, form, key);
+            delist.arg("").arg(0).arg("next").arg(channel);
+            delist
+        }
+        Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
+            call(&INSPECT, form, key)
+        }
+        Command::Remove { key } => call(&REMOVE, form, key),
     }
 }
 
-fn call(script: &Script, form: Form, key: &[u8]) -> Cmd {
-    let (name, body) = match form {
-        Form::Hashed => ("EVALSHA", script.hash()),
-        Form::Full => ("EVAL", script.text),
-    };
-    let mut call = redis::cmd(name);
-    call.arg(body).arg(1).arg(key);
+fn call(script: &Script, form: Form, key: &Key) -> Cmd {
+    let mut call = script.call(form);
+    call.arg(1).arg(key.as_bytes());
+    call
+}
+
+fn call_with_list(script: &Script, form: Form, key: &Key) -> Cmd {
+    let mut call = script.call(form);
+    call.arg(2).arg(key.as_bytes()).arg(key.wait_list());
     call
 }
 
@@ -96,7 +152,21 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
         (Command::Acquire { .. }, Wire::Nil) => Answer::Denied,
         (Command::Extend { .. }, Wire::Int(1)) => Answer::Present,
         (Command::Extend { .. }, Wire::Int(2)) => Answer::Healed,
-        (Command::Release { .. }, Wire::Int(1)) => Answer::Deleted,
+        (Command::Release { .. }, Wire::Int(1)) => Answer::Deleted { others_wait: false },
+        (Command::Release { .. }, Wire::Int(2)) => Answer::Deleted { others_wait: true },
+        (Command::Delist { .. }, Wire::Int(-1 | 0)) => Answer::Delisted,
+        (Command::Delist { .. }, reply) => sighting(&reply).map_or(NONSENSE, |_| Answer::Delisted),
+        // Asked as it was, or as an inspection where the wait lists are closed.
+        (Command::Enlist { .. }, Wire::Array(parts)) if matches!(parts[..], [Wire::Int(0 | 1), ..]) => {
+            let is_listed = parts[0] == Wire::Int(1);
+            let seen = match parts.len() {
+                1 => Some(None),
+                _ => sighting(&Wire::Array(parts[1..].to_vec())),
+            };
+            let answer = if is_listed { Answer::Enlisted } else { Answer::Seen };
+            seen.map_or(NONSENSE, answer)
+        }
+        (Command::Enlist { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
         (Command::Extend { .. } | Command::Release { .. }, Wire::Int(0)) => Answer::Missing,
         (Command::Extend { .. } | Command::Release { .. }, Wire::Int(-1)) => Answer::Foreign,
         (Command::Inspect { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
@@ -153,21 +223,28 @@ mod tests {
     use crate::protocol::time::Ttl;
     use crate::random;
 
-    fn commands() -> [Command; 5] {
+    fn commands() -> [Command; 6] {
         let key = Key::of_lock("redlock", b"k");
         let value = Value::new(LeaseId(1), &Signature::new("w", None));
         let ttl = Ttl::from_duration(Duration::from_secs(1));
         [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
-            Command::Extend { key: key.clone(), value: value.clone(), ttl, heal: true },
-            Command::Release { key: key.clone(), value, linger: Ttl::ZERO, owed_for: Duration::ZERO },
+            Command::Extend { key: key.clone(), value, ttl, heal: true },
+            release(Wake::Next),
+            Command::Enlist { key: key.clone(), waited: Duration::from_millis(7) },
             Command::Inspect { key: key.clone() },
             Command::Remove { key },
         ]
     }
 
-    fn text(command: &Command, form: Form) -> String {
-        let packed = encode(command, form).get_packed_command();
+    fn release(wake: Wake) -> Command {
+        let key = Key::of_lock("redlock", b"k");
+        let value = Value::new(LeaseId(1), &Signature::new("w", None));
+        Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO, wake }
+    }
+
+    fn text(command: &Command, form: Form, lists: Lists<'_>) -> String {
+        let packed = encode(command, form, lists).get_packed_command();
         String::from_utf8_lossy(&packed)
             .split("\r\n")
             .filter(|part| !part.starts_with(['*', '$']))
@@ -179,7 +256,34 @@ mod tests {
     fn a_key_is_set_with_its_expiry_in_one_command() {
         let [acquire, ..] = commands();
         let expected = "SET redlock:k 00000000000000000000000000000001:w NX PX 1000";
-        assert_eq!(text(&acquire, Form::Hashed).trim_end(), expected);
+        assert_eq!(text(&acquire, Form::Hashed, Lists::Closed).trim_end(), expected);
+    }
+
+    #[test]
+    fn a_wait_list_is_named_only_where_it_is_meant_and_open() {
+        let (enlist, leave) = (&commands()[3], Command::Delist { key: Key::of_lock("redlock", b"k") });
+        let value = "00000000000000000000000000000001:w";
+        let open = Lists::WokenOn("c");
+        for (command, lists, expected) in [
+            (&release(Wake::Nobody), open, format!("1 redlock:k {value} 0")),
+            (&release(Wake::Next), open, format!("2 redlock:k redlock#wait:k {value} 0 next c")),
+            (&release(Wake::NobodyYet), open, format!("2 redlock:k redlock#wait:k {value} 0 peek c")),
+            (&release(Wake::Next), Lists::WakesOthers, format!("2 redlock:k redlock#wait:k {value} 0 next ")),
+            (&release(Wake::Next), Lists::Closed, format!("1 redlock:k {value} 0")),
+            (enlist, open, "2 redlock:k redlock#wait:k c 7000 3000".to_owned()),
+            (enlist, Lists::WakesOthers, "1 redlock:k".to_owned()),
+            (enlist, Lists::Closed, "1 redlock:k".to_owned()),
+            (&leave, open, "2 redlock:k redlock#wait:k  0 next c".to_owned()),
+            (&leave, Lists::Closed, "1 redlock:k".to_owned()),
+        ] {
+            let text = text(command, Form::Hashed, lists);
+            let arguments: Vec<&str> = text.splitn(3, ' ').collect();
+            assert_eq!(
+                arguments[2].strip_suffix(' ').unwrap_or(arguments[2]),
+                expected,
+                "{command:?} {lists:?}"
+            );
+        }
     }
 
     #[test]
@@ -245,33 +349,64 @@ mod tests {
         })
     }
 
+    /// The same behind a word on the wait list, which may be alone.
+    fn any_enlisted() -> impl Strategy<Value = Vec<u8>> {
+        (any_sighting(), -1..3i64, any::<bool>()).prop_map(|(sighting, listed, is_alone)| {
+            let rest = if is_alone { &[][..] } else { &sighting[4..] };
+            let length = if is_alone { 1 } else { 3 };
+            [format!("*{length}\r\n:{listed}\r\n").as_bytes(), rest].concat()
+        })
+    }
+
     fn bulk(text: &[u8]) -> Vec<u8> {
         [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
     }
 
     /// The one reply to a command that means an answer; `None` if it cannot be answered so.
     fn reply_for(command: &Command, answer: &Answer) -> Option<Wire> {
-        use Command::{Acquire, Extend, Inspect, Release, Remove};
+        use Command::{Acquire, Enlist, Extend, Inspect, Release, Remove};
         Some(match (command, answer) {
             (Acquire { .. }, Answer::Granted) => Wire::Okay,
             (Acquire { .. }, Answer::Denied) => Wire::Nil,
-            (Extend { .. }, Answer::Present) | (Release { .. }, Answer::Deleted) => Wire::Int(1),
-            (Extend { .. }, Answer::Healed) => Wire::Int(2),
+            (Extend { .. }, Answer::Present) | (Release { .. }, Answer::Deleted { others_wait: false }) => {
+                Wire::Int(1)
+            }
+            (Extend { .. }, Answer::Healed) | (Release { .. }, Answer::Deleted { others_wait: true }) => {
+                Wire::Int(2)
+            }
             (Extend { .. } | Release { .. }, Answer::Missing) => Wire::Int(0),
             (Extend { .. } | Release { .. }, Answer::Foreign) => Wire::Int(-1),
-            (Inspect { .. }, Answer::Seen(None)) | (Remove { .. }, Answer::Removed(None)) => Wire::Nil,
-            (Inspect { .. }, Answer::Seen(Some(seen))) | (Remove { .. }, Answer::Removed(Some(seen))) => {
-                let millis =
-                    seen.expires_in.map_or(-1, |left| i64::try_from(left.as_millis()).expect("was one"));
-                Wire::Array(vec![Wire::BulkString(seen.value.as_bytes().to_vec()), Wire::Int(millis)])
+            (Inspect { .. } | Enlist { .. }, Answer::Seen(None)) | (Remove { .. }, Answer::Removed(None)) => {
+                Wire::Nil
             }
+            (Enlist { .. }, Answer::Enlisted(None)) => Wire::Array(vec![Wire::Int(1)]),
+            (Enlist { .. }, Answer::Enlisted(Some(seen))) => {
+                Wire::Array([vec![Wire::Int(1)], parts(seen)].concat())
+            }
+            (Inspect { .. } | Enlist { .. }, Answer::Seen(Some(seen)))
+            | (Remove { .. }, Answer::Removed(Some(seen))) => Wire::Array(parts(seen)),
             _ => return None,
         })
     }
 
+    fn parts(seen: &Sighting) -> Vec<Wire> {
+        let millis = seen.expires_in.map_or(-1, |left| i64::try_from(left.as_millis()).expect("was one"));
+        vec![Wire::BulkString(seen.value.as_bytes().to_vec()), Wire::Int(millis)]
+    }
+
+    /// Without the word that the client is not on the list.
+    fn said_of_the_key(command: &Command, reply: Wire) -> Wire {
+        match (command, reply) {
+            (Command::Enlist { .. }, Wire::Array(parts)) if parts.first() == Some(&Wire::Int(0)) => {
+                if parts.len() == 1 { Wire::Nil } else { Wire::Array(parts[1..].to_vec()) }
+            }
+            (_, reply) => reply,
+        }
+    }
+
     #[test]
     fn nothing_but_the_exact_reply_is_an_answer() {
-        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => Just(b"$-1\r\n".to_vec())];
+        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_enlisted(), 1 => Just(b"$-1\r\n".to_vec())];
         let plain = [
             Answer::Granted,
             Answer::Denied,
@@ -279,7 +414,9 @@ mod tests {
             Answer::Healed,
             Answer::Missing,
             Answer::Foreign,
-            Answer::Deleted,
+            Answer::Deleted { others_wait: false },
+            Answer::Deleted { others_wait: true },
+            Answer::Enlisted(None),
             Answer::Seen(None),
             Answer::Removed(None),
         ];
@@ -297,6 +434,7 @@ mod tests {
                     prop_assert_eq!(plain.iter().find(means), None, "is not nonsense");
                 }
                 Read::Answer(answer) => {
+                    let reply = said_of_the_key(&command, reply);
                     prop_assert_eq!(reply_for(&command, &answer), Some(reply), "{:?}", answer);
                 }
             }

@@ -1,12 +1,13 @@
 //! A client: its claims, and what stands in for the driver that performs their actions.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::{ClientIndex, Note, WireId, World};
 use crate::node::owed::Owed;
 use crate::protocol::admission::Admission;
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase, Ticket};
-use crate::protocol::command::{Command, LeaseId, Signature};
+use crate::protocol::command::{Command, LeaseId, NodeIndex, Signature, Waiter};
 use crate::protocol::time::Instant;
 use crate::sim::clock::Dial;
 use crate::sim::mutant::Quirk;
@@ -14,6 +15,8 @@ use crate::sim::scope::{START, Scope};
 
 #[derive(Clone, Hash)]
 pub(super) struct Client {
+    /// By which name it is on wait lists.
+    pub(super) waiter: Waiter,
     pub(super) dial: Dial,
     pub(super) life: Life,
     /// The claim that competes or holds, and those whose last answers are still to come.
@@ -21,6 +24,8 @@ pub(super) struct Client {
     pub(super) ending: Vec<Wish>,
     pub(super) begun: u32,
     pub(super) attempts: u32,
+    /// Others wait for the resource, by the last release, and until when that matters.
+    pub(super) others_wait_until: Option<Instant>,
     pub(super) links: Vec<Link>,
     pub(super) quirk: Quirk,
 }
@@ -44,6 +49,10 @@ pub(super) struct Wish {
     /// The caller knows it.
     pub(super) in_hand: bool,
     pub(super) extensions: u64,
+    /// It may be on wait lists.
+    pub(super) sleeps: bool,
+    /// The one before handed over to it without waking another client.
+    pub(super) owes: bool,
 }
 
 /// What a client knows of a node: the task of a node in production.
@@ -76,16 +85,21 @@ pub(super) enum Way {
     Shut,
 }
 
+/// For so long after a release that woke another client that one is let pass.
+const COURTESY: Duration = Duration::from_millis(5);
+
 impl Client {
     /// A client that has done nothing and is not connected.
     pub(super) fn new(scope: &Scope, client: ClientIndex) -> Self {
         Client {
+            waiter: Waiter(name(client).into()),
             dial: Dial::new(START, scope.client_rate(client)),
             life: Life::Running,
             wish: None,
             ending: Vec::new(),
             begun: 0,
             attempts: 0,
+            others_wait_until: None,
             links: (0..scope.nodes).map(|_| Link::new(scope)).collect(),
             quirk: Quirk::default(),
         }
@@ -112,13 +126,47 @@ impl World {
         let (terms, patience) = self.scope.wishes[wish].at(now);
         let signature = Signature::new(&name(client), None);
         let latest = patience.ends_at_latest();
-        let claim = Claim::new(Self::key(), signature, terms, patience);
+        let mut claim = Claim::new(Self::key(), signature, terms, patience);
         let state = &mut self.clients[client];
+        if state.others_wait_until.is_some_and(|until| now < until) {
+            claim = claim.letting_others_pass();
+        }
         let number = state.begun;
         state.begun += 1;
         state.quirk.begin();
-        state.wish = Some(Wish { number, claim, latest, won: false, in_hand: false, extensions: 0 });
+        state.wish = Some(Wish {
+            number,
+            claim,
+            latest,
+            won: false,
+            in_hand: false,
+            extensions: 0,
+            sleeps: false,
+            owes: false,
+        });
         self.feed(client, number, Event::Tick);
+    }
+
+    /// A holder is done, and another caller of its client comes right behind.
+    pub(super) fn hand_over(&mut self, client: ClientIndex) {
+        self.tell(client, &Event::HandOver);
+        self.begin(client, 0);
+        if let Some(wish) = &mut self.clients[client].wish {
+            wish.owes = true;
+        }
+    }
+
+    /// A message says that it is the turn of a client. If nobody waits there any more, it is passed on.
+    pub(super) fn wake(&mut self, client: ClientIndex, node: NodeIndex) {
+        let waiting = |wish: &&Wish| wish.sleeps && wish.claim.phase() == Phase::Claiming;
+        match self.clients[client].wish.as_ref().filter(waiting).map(|wish| wish.number) {
+            Some(number) => self.feed(client, number, Event::Woken { node }),
+            None => self.pass_on(client, node),
+        }
+    }
+
+    fn pass_on(&mut self, client: ClientIndex, node: NodeIndex) {
+        self.send(client, node, Command::Delist { key: Self::key() }, None);
     }
 
     /// Brings an event to the claim that competes or holds; time also to those that are ending.
@@ -196,6 +244,11 @@ impl World {
                     Action::Draw if self.clients[client].attempts >= self.scope.most_attempts => {}
                     Action::Draw => mail.push_front(Event::Attempt(self.draw(client))),
                     Action::Send { node, round, command } => {
+                        if let (Command::Enlist { .. }, Some(wish)) =
+                            (&command, &mut self.clients[client].wish)
+                        {
+                            wish.sleeps = true;
+                        }
                         self.notes.push(Note::Sent { client, node, command: command.clone() });
                         if let Some(answer) = self.send(client, node, command, Some((number, round))) {
                             mail.push_back(Event::Answer { round, node, answer });
@@ -212,9 +265,13 @@ impl World {
     }
 
     pub(super) fn hear_notice(&mut self, client: ClientIndex, number: u32, notice: &Notice) {
+        let local = self.local(client);
+        if let Notice::Released { others_wait, .. } = notice {
+            self.clients[client].others_wait_until = others_wait.then(|| local + COURTESY);
+        }
         let wish = self.clients[client].wish.as_mut().filter(|wish| wish.number == number);
         if let (Some(wish), Notice::Won) = (wish, notice) {
-            wish.won = true;
+            (wish.won, wish.owes) = (true, false);
             wish.in_hand = self.scope.weather.take == 0;
         }
     }
@@ -222,13 +279,17 @@ impl World {
     /// A claim whose release went out makes room for the next; one that hears nothing any more is forgotten.
     pub(super) fn settle(&mut self, client: ClientIndex) {
         let state = &mut self.clients[client];
+        let owes = state.wish.as_ref().is_some_and(|wish| wish.owes && wish.claim.phase() == Phase::Over);
         if let Some(wish) = state.wish.take_if(|wish| wish.claim.phase() == Phase::Over) {
             state.ending.push(wish);
         }
         let (listens, over) = (!self.scope.forgets_releases, state.attempts >= self.scope.most_attempts);
-        let hopeless = |claim: &Claim| matches!(claim.state(), "Looking" | "Resting" | "Drawing");
+        let hopeless = |claim: &Claim| matches!(claim.state(), "Looking" | "Resting" | "Waiting" | "Drawing");
         state.wish.take_if(|wish| over && hopeless(&wish.claim));
         state.ending.retain(|wish| listens && wish.claim.wake_at() < Instant::NEVER);
+        if owes {
+            (0..self.servers.len()).for_each(|node| self.pass_on(client, node));
+        }
     }
 
     /// A LeaseId and a jitter that depend on nothing but who draws for the how-manieth time.
@@ -251,7 +312,9 @@ fn event_name(event: &Event) -> &'static str {
         Event::Answer { .. } => "Answer",
         Event::Extend { .. } => "Extend",
         Event::Verify => "Verify",
+        Event::Woken { .. } => "Woken",
         Event::Release => "Release",
+        Event::HandOver => "HandOver",
         Event::Abandon => "Abandon",
     }
 }

@@ -8,8 +8,9 @@ use super::server::Server;
 use super::{ClientIndex, WireId, World};
 use crate::protocol::admission::Introduction;
 use crate::protocol::claim::Event;
-use crate::protocol::command::{Answer, Command, NodeIndex, Refusal, Unknown};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Waiter};
 use crate::protocol::round::RoundId;
+use crate::protocol::store::Messenger;
 use crate::protocol::time::Instant;
 use crate::sim::part::Part;
 
@@ -37,6 +38,37 @@ pub(super) enum Request {
 pub(super) enum Reply {
     Hello(Introduction),
     Answer(Answer),
+    /// The resource is free, and it is this client's turn.
+    Message,
+}
+
+/// Who asks, and the connections of all clients to a server, over which they are woken: those that a client has given up
+/// last longer for the server.
+struct Post {
+    caller: Waiter,
+    connections: Vec<(Waiter, Option<WireId>)>,
+    woken: Vec<WireId>,
+    loses_all: bool,
+}
+
+impl Post {
+    fn of(caller: Waiter) -> Self {
+        Post { caller, connections: Vec::new(), woken: Vec::new(), loses_all: false }
+    }
+}
+
+impl Messenger for Post {
+    fn caller(&self) -> Option<&Waiter> {
+        Some(&self.caller)
+    }
+
+    fn wake(&mut self, waiter: &Waiter, _key: &Key) -> bool {
+        let Some((_, wire)) = self.connections.iter().find(|(other, _)| other == waiter) else {
+            return false;
+        };
+        self.woken.extend(wire.filter(|_| !self.loses_all));
+        true
+    }
 }
 
 /// A command that a client sent, and the claim and the round for which it did; none for an owed release.
@@ -146,6 +178,11 @@ impl World {
     pub(super) fn arrive(&mut self, id: WireId) {
         let now = self.now;
         let (mutant, behind) = (self.scope.mutant, self.behind(id.node));
+        let wakes = |wire: &Wire| matches!(wire.requests.front(), Some(Request::Command(command)) if command.concerns_list());
+        let mut post = Post::of(self.clients[id.client].waiter.clone());
+        if self.wire(id).is_some_and(wakes) {
+            self.connect_all(&mut post, behind);
+        }
         let server = &mut self.servers[behind];
         let full = server.full;
         let Some(wire) = self.wires.iter_mut().find(|wire| wire.id == id) else { return };
@@ -158,8 +195,8 @@ impl World {
                 let refused = full && server.would_set(time, &command);
                 let answer = match mutant {
                     _ if refused => Answer::Unknown(Unknown::Refused(Refusal::OutOfMemory)),
-                    Some(mutant) => mutant.carry_out(&mut server.store, time, &command),
-                    None => server.store.apply(time, &command),
+                    Some(mutant) => mutant.carry_out(&mut server.store, time, &command, &mut post),
+                    None => server.store.apply(time, &command, &mut post),
                 };
                 // A key that is set when its release is under way already outlives what the client remembers of it, should the
                 // connection break in between.
@@ -170,8 +207,16 @@ impl World {
                 Reply::Answer(answer)
             }
         };
-        if !wire.broken {
+        let is_broken = wire.broken;
+        if !is_broken {
             wire.answers.push_back(reply);
+        }
+        for woken in post.woken {
+            if let Some(wire) = self.wire_mut(woken) {
+                wire.answers.push_back(Reply::Message);
+            }
+        }
+        if !is_broken {
             self.pass_over_what_nobody_hears(id);
             if self.scope.answers_at_once && self.wire(id).is_some_and(|wire| !wire.answers.is_empty()) {
                 self.hear(id);
@@ -179,6 +224,21 @@ impl World {
         } else {
             self.forget_what_is_over();
         }
+    }
+
+    /// All whom a server can reach.
+    fn connect_all(&self, post: &mut Post, behind: NodeIndex) {
+        let boot = self.servers[behind].boot;
+        for wire in &self.wires {
+            let WireId { client, node, .. } = wire.id;
+            if self.behind(node) == behind && wire.boot == boot {
+                let listens = self.clients[client].links[node].state == LinkState::Up(wire.id);
+                post.connections.push((self.clients[client].waiter.clone(), listens.then_some(wire.id)));
+            }
+        }
+        // One that is heard comes before one that was given up.
+        post.connections.sort_by_key(|(_, wire)| wire.is_none());
+        post.loses_all = self.scope.messages_are_lost;
     }
 
     /// An answer that nobody listens to is heard at once: it changes nothing.
@@ -193,7 +253,7 @@ impl World {
                 wish.iter().chain(ending).any(|wish| wish.number == number)
             };
             let unheard = wire.open.front().is_some_and(|sent| !sent.asked.is_some_and(listens));
-            if wire.answers.is_empty() || !unheard {
+            if !matches!(wire.answers.front(), Some(Reply::Answer(_))) || !unheard {
                 return;
             }
             self.hear(id);
@@ -207,6 +267,7 @@ impl World {
         match wire.answers.pop_front() {
             None => {}
             Some(Reply::Hello(introduction)) => self.meet(id, &introduction),
+            Some(Reply::Message) => self.wake(client, node),
             Some(Reply::Answer(answer)) => {
                 let Some(Sent { command, asked, since }) = wire.open.pop_front() else { return };
                 let link = &mut self.clients[client].links[node];

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::client::{Client, Life, LinkState, Way};
 use super::network::Wire;
 use super::{ClientIndex, Span, Step, WireId, World};
-use crate::protocol::claim::Phase;
+use crate::protocol::claim::{Claim, Phase};
 use crate::protocol::command::NodeIndex;
 use crate::protocol::time::Instant;
 use crate::sim::choose::Offer;
@@ -55,7 +55,7 @@ impl World {
             None => {}
             Some(wish) => {
                 let phase = wish.claim.phase();
-                if now >= wish.claim.wake_at() {
+                if now >= self.wakes_at(&wish.claim) {
                     offer(weather.wake, Step::Wake { client: index });
                 }
                 if !wish.won {
@@ -68,6 +68,9 @@ impl World {
                         if phase == Phase::Held { weather.release } else { weather.wake },
                         Step::Release { client: index },
                     );
+                    if phase == Phase::Held && client.begun < self.scope.most_claims {
+                        offer(weather.hand_over, Step::HandOver { client: index });
+                    }
                     if phase == Phase::Held && wish.extensions < self.scope.most_extensions {
                         offer(weather.extend, Step::Extend { client: index });
                         offer(weather.alarm, Step::Alarm { client: index });
@@ -194,6 +197,14 @@ impl World {
         }
     }
 
+    /// When a claim is woken by its client.
+    fn wakes_at(&self, claim: &Claim) -> Instant {
+        match self.scope.mutant {
+            Some(mutant) if mutant.waits_for_ever(claim) => Instant::NEVER,
+            _ => claim.wake_at(),
+        }
+    }
+
     pub(super) fn after(&self, span: Span) -> Instant {
         match span {
             Span::Micros(micros) => self.now + Duration::from_micros(micros.into()),
@@ -213,7 +224,7 @@ impl World {
         for client in self.clients.iter().filter(|client| client.life != Life::Dead) {
             for wish in client.wish.iter().chain(&client.ending) {
                 if self.scope.weather.wake > 0 {
-                    consider(client.dial.when(wish.claim.wake_at()));
+                    consider(client.dial.when(self.wakes_at(&wish.claim)));
                 }
                 if let Some(valid_until) = wish.claim.valid_until() {
                     consider(client.dial.when(valid_until));

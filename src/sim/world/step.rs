@@ -47,6 +47,11 @@ pub enum Step {
         /// Who.
         client: ClientIndex,
     },
+    /// The holder releases, and another caller of the same client wants the resource right behind.
+    HandOver {
+        /// Who.
+        client: ClientIndex,
+    },
     /// Whoever wanted the lock drops the future before having it.
     Abandon {
         /// Who.
@@ -68,7 +73,7 @@ pub enum Step {
     },
     /// The oldest command on a connection arrives at its node and is carried out.
     Arrive(WireId),
-    /// The oldest answer on a connection is heard.
+    /// The oldest answer or message on a connection is heard.
     Hear(WireId),
     /// What is still under way on a broken connection is lost.
     Lose(WireId),
@@ -147,13 +152,14 @@ impl fmt::Display for Step {
             Step::Extend { client } => write!(f, "c{} extends by hand", client + 1),
             Step::Alarm { client } => write!(f, "c{} hears that its key may have changed", client + 1),
             Step::Release { client } => write!(f, "c{} releases", client + 1),
+            Step::HandOver { client } => write!(f, "c{} hands over to another caller of its own", client + 1),
             Step::Abandon { client } => write!(f, "c{} gives up wanting", client + 1),
             Step::Dial { client, node } => write!(f, "c{} connects to n{}", client + 1, node + 1),
             Step::Break { client, node } => {
                 write!(f, "c{} loses its connection to n{}", client + 1, node + 1)
             }
             Step::Arrive(id) => write!(f, "a command of {id} arrives"),
-            Step::Hear(id) => write!(f, "an answer is heard, {id}"),
+            Step::Hear(id) => write!(f, "an answer or a message is heard, {id}"),
             Step::Lose(id) => write!(f, "the rest of {id} is lost"),
             Step::Fault(fault) => fault.fmt(f),
         }
@@ -175,6 +181,8 @@ impl fmt::Display for Note {
                     Command::Acquire { value, .. } => ("SET", Some(value)),
                     Command::Extend { value, .. } => ("EXTEND", Some(value)),
                     Command::Release { value, .. } => ("RELEASE", Some(value)),
+                    Command::Enlist { .. } => ("ENLIST", None),
+                    Command::Delist { .. } => ("DELIST", None),
                     Command::Inspect { .. } => ("INSPECT", None),
                     Command::Remove { .. } => ("REMOVE", None),
                 };

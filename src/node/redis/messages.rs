@@ -1,0 +1,109 @@
+//! The messages by which a server wakes a client that waits: the channel of this client, what it may do with wait lists, and
+//! who is told.
+
+use std::sync::Arc;
+
+use redis::{Pipeline, PushInfo, PushKind, Value as Wire};
+use tokio::sync::mpsc;
+
+use super::wire::{Form, Lists};
+use super::{Job, Link};
+use crate::clock::Clock;
+use crate::node::{Bell, Reply};
+use crate::protocol::command::{Command, Key, NodeIndex, Waiter};
+
+/// What one client hears of one server, over all connections to it.
+pub(super) struct Messages {
+    waiter: Waiter,
+    node: NodeIndex,
+    bell: Arc<dyn Bell>,
+    namespace: Arc<str>,
+    /// To pass on a turn that nobody here waits for.
+    jobs: mpsc::WeakUnboundedSender<Job>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Why a server does not wake this client.
+pub(super) type NoMessages = &'static str;
+
+const OLD_PROTOCOL: NoMessages = "the older protocol, RESP2, has no messages";
+const NO_CHANNEL: NoMessages = "the user may not listen on the channels of the namespace";
+const NO_LISTS: NoMessages = "the user may not use the wait lists of the namespace";
+
+impl Messages {
+    pub(super) fn new(
+        waiter: Waiter,
+        node: NodeIndex,
+        bell: Arc<dyn Bell>,
+        namespace: Arc<str>,
+        (jobs, clock): (mpsc::WeakUnboundedSender<Job>, Arc<dyn Clock>),
+    ) -> Self {
+        Messages { waiter, node, bell, namespace, jobs, clock }
+    }
+
+    /// Listens on a new connection, and finds out what the user may do. Leaves nothing at the server.
+    pub(super) fn ask(&self, questions: &mut Pipeline, has_messages: bool) {
+        let channel = &*self.waiter.0;
+        if has_messages {
+            questions.cmd("SUBSCRIBE").arg(channel);
+        }
+        questions.cmd("ZREM").arg(Key::of_lock(&self.namespace, b"-").wait_list()).arg(channel);
+        questions.cmd("PUBLISH").arg(channel).arg("");
+    }
+
+    /// The answers: whether the server wakes this client, and whether it may wake others.
+    pub(super) fn read(
+        &self,
+        replies: &mut impl Iterator<Item = Wire>,
+        has_messages: bool,
+    ) -> (Result<(), NoMessages>, bool) {
+        let mut is_granted = || replies.next().is_some_and(|reply| !matches!(reply, Wire::ServerError(_)));
+        let listens = has_messages && is_granted();
+        let (may_write, may_publish) = (is_granted(), is_granted());
+        let has_lists = may_write && may_publish;
+        let wakes = match (has_messages, listens, has_lists) {
+            (false, ..) => Err(OLD_PROTOCOL),
+            (_, false, _) => Err(NO_CHANNEL),
+            (.., false) => Err(NO_LISTS),
+            _ => Ok(()),
+        };
+        (wakes, has_lists)
+    }
+
+    pub(super) fn lists(&self, link: &Link) -> Lists<'_> {
+        match link.wakes {
+            _ if !link.has_lists => Lists::Closed,
+            Ok(()) => Lists::WokenOn(&self.waiter.0),
+            Err(_) => Lists::WakesOthers,
+        }
+    }
+
+    /// Takes in a message. Called where the connection is read: hands it on, and returns.
+    pub(super) fn hear(&self, push: &PushInfo) {
+        let (PushKind::Message, [Wire::BulkString(channel), Wire::BulkString(list)]) =
+            (&push.kind, &push.data[..])
+        else {
+            return;
+        };
+        let Some(key) = Key::of_wait_list(list).filter(|_| channel == self.waiter.0.as_bytes()) else {
+            return;
+        };
+        if self.bell.ring(self.node, &key) {
+            return;
+        }
+        // Nobody waits for it here any more: the next client shall not wait in vain.
+        if let Some(jobs) = self.jobs.upgrade() {
+            let _ = jobs.send(Job::new(
+                Command::Delist { key },
+                Reply::to_nobody(),
+                Form::Hashed,
+                self.clock.now(),
+            ));
+        }
+    }
+
+    /// While there was no connection others may have been woken instead.
+    pub(super) fn connected_again(&self) {
+        self.bell.ring_all(self.node);
+    }
+}
