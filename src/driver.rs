@@ -208,18 +208,18 @@ impl Live {
                     }
                     self.send(node, round, command);
                 }
-                Action::Tell(notice) => notices.push(notice),
+                Action::Tell(notice) => {
+                    if let (Notice::Released { others_wait, .. }, Some(place)) = (&notice, &stage.place) {
+                        place.heard(now, *others_wait);
+                    }
+                    notices.push(notice);
+                }
             }
         }
         stage.actions = actions;
         // And what begins is valid before anybody is told that it has begun.
         let mut wake = self.publish(stage, now);
         for notice in notices {
-            if let Notice::Released { others_wait, .. } = notice
-                && let Some(place) = stage.place.take()
-            {
-                place.heard(now, others_wait);
-            }
             wake |= self.note(notice);
         }
         if wake {

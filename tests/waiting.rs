@@ -1,0 +1,370 @@
+//! Waiting for a lock that is held: in one process, in turn and without a word to the servers; between processes, by a message
+//! to the one that has waited longest; and by looking, where messages cannot be sent or do not come.
+#![cfg(feature = "redis")]
+
+mod harness;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use harness::{Cluster, LONG_TTL, Server, over, promptly, soon, until};
+use redlock_quorum::{AcquireError, Guard, NodeConfig, Redlock, Severity, WakeBy};
+use tokio::task::{JoinHandle, LocalSet};
+
+const LIST: &str = "redlock#wait:job";
+
+/// Whoever waits for a message looks by itself no earlier than this. What is sooner was a message.
+const EARLIEST_LOOK: Duration = Duration::from_millis(500);
+
+/// And no later than this, on a machine that is busy.
+const LATEST_LOOK: Duration = Duration::from_millis(1_500);
+
+/// A lock that is held by one client, and others that want it.
+struct Scene {
+    cluster: Cluster,
+    holder: Redlock,
+    guard: Guard,
+}
+
+impl Scene {
+    async fn over(nodes: usize) -> Self {
+        let cluster = Cluster::start(nodes).await;
+        let holder = client(&cluster).await;
+        let guard = promptly(holder.mutex("job").acquire()).await.expect("free");
+        Scene { cluster, holder, guard }
+    }
+
+    /// Somebody begins to wait, and is on the lists of all nodes when this returns.
+    async fn waits(&self, redlock: &Redlock) -> JoinHandle<Result<Guard, AcquireError>> {
+        let before = self.listed().await;
+        let mutex = redlock.mutex("job");
+        let waiting = tokio::spawn(async move { mutex.acquire().await });
+        until("one more on each list", async || self.listed().await == more(&before)).await;
+        waiting
+    }
+
+    async fn listed(&self) -> Vec<u64> {
+        listed(&self.cluster).await
+    }
+}
+
+fn more(before: &[u64]) -> Vec<u64> {
+    before.iter().map(|count| count + 1).collect()
+}
+
+/// How many are on the list of each node.
+async fn listed(cluster: &Cluster) -> Vec<u64> {
+    let count = format!("ZCARD {LIST}");
+    join_all(cluster.servers.iter().map(|server| server.type_in(&count))).await
+}
+
+/// How many clients listen at each node.
+async fn listening(cluster: &Cluster) -> Vec<usize> {
+    let channels = cluster.servers.iter().map(|server| server.type_in("PUBSUB CHANNELS redlock#wake:*"));
+    join_all(channels).await.iter().map(Vec::<String>::len).collect()
+}
+
+async fn nobody_is_listed(cluster: &Cluster) {
+    until("empty lists", async || listed(cluster).await.iter().all(|count| *count == 0)).await;
+}
+
+async fn client(cluster: &Cluster) -> Redlock {
+    cluster.builder().ttl(LONG_TTL).connect().await.expect("all nodes are there")
+}
+
+/// The sum over all nodes of what clients asked, without what scripts do.
+async fn asked(cluster: &Cluster) -> u64 {
+    let mut sum = 0;
+    for server in &cluster.servers {
+        for command in ["set", "evalsha", "eval"] {
+            sum += server.calls(command).await;
+        }
+    }
+    sum
+}
+
+async fn forget_what_was_asked(cluster: &Cluster) {
+    join_all(cluster.servers.iter().map(|server| server.type_in::<()>("CONFIG RESETSTAT"))).await;
+}
+
+#[tokio::test]
+async fn a_release_wakes_the_one_that_has_waited_longest_and_nobody_else() {
+    let scene = Scene::over(3).await;
+    let (first, second) = (client(&scene.cluster).await, client(&scene.cluster).await);
+    let first = scene.waits(&first).await;
+    let second = scene.waits(&second).await;
+    forget_what_was_asked(&scene.cluster).await;
+    let released = Instant::now();
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    let guard = promptly(first).await.expect("no panic").expect("it is its turn");
+    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+    assert!(!second.is_finished());
+    for server in &scene.cluster.servers {
+        assert_eq!((server.calls("publish").await, server.calls("set").await), (1, 1));
+    }
+    promptly(guard.release()).await.ok().expect("held until now");
+    let guard = promptly(second).await.expect("no panic").expect("it is its turn");
+    promptly(guard.release()).await.ok().expect("held until now");
+    nobody_is_listed(&scene.cluster).await;
+    scene.cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn tasks_of_one_client_take_turns_and_ask_each_node_twice_for_each() {
+    const TASKS: usize = 64;
+    const TURNS: usize = 10;
+    let cluster = Cluster::start(3).await;
+    let redlock = client(&cluster).await;
+    let order = Rc::new(RefCell::new(Vec::new()));
+    forget_what_was_asked(&cluster).await;
+    let tasks = LocalSet::new();
+    for task in 0..TASKS {
+        let (mutex, order) = (redlock.mutex("job"), order.clone());
+        tasks.spawn_local(async move {
+            for _ in 0..TURNS {
+                let guard = mutex.acquire().await.expect("sooner or later");
+                order.borrow_mut().push(task);
+                guard.release().await.ok().expect("held until now");
+            }
+        });
+    }
+    soon(Duration::from_secs(30), tasks).await;
+    assert_eq!(asked(&cluster).await, (TASKS * TURNS * 2 * 3) as u64, "one SET and one release each");
+    let order = order.take();
+    for (turn, round) in order.chunks(TASKS).enumerate() {
+        let mut round = round.to_vec();
+        round.sort_unstable();
+        assert_eq!(round, (0..TASKS).collect::<Vec<_>>(), "everybody once in round {turn}");
+    }
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn who_gives_up_leaves_the_lists_when_it_said_so() {
+    const WAIT: Duration = Duration::from_millis(250);
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let began = Instant::now();
+    let waited = promptly(other.mutex("job").wait(WAIT).acquire()).await;
+    let took = began.elapsed();
+    assert!(matches!(waited, Err(AcquireError::Held(_))), "{waited:?}");
+    assert!(took >= WAIT && took < WAIT + Duration::from_millis(200), "{took:?}");
+    nobody_is_listed(&scene.cluster).await;
+
+    let waiting = scene.waits(&other).await;
+    waiting.abort();
+    nobody_is_listed(&scene.cluster).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_is_passed_over() {
+    let scene = Scene::over(3).await;
+    // A process of its own, as far as connections go.
+    let elsewhere = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let elsewhere = elsewhere.expect("a runtime");
+    let addresses = scene.cluster.builder();
+    let gone = elsewhere.spawn(async move { addresses.ttl(LONG_TTL).connect().await });
+    let gone = promptly(gone).await.expect("no panic").expect("all nodes are there");
+    let mutex = gone.mutex("job");
+    elsewhere.spawn(async move { mutex.acquire().await });
+    until("one on each list", async || scene.listed().await == [1, 1, 1]).await;
+    let next = client(&scene.cluster).await;
+    let next = scene.waits(&next).await;
+    assert_eq!(listening(&scene.cluster).await, [3, 3, 3]);
+    elsewhere.shutdown_background();
+    until("its connections are closed", async || listening(&scene.cluster).await == [2, 2, 2]).await;
+    assert_eq!(scene.listed().await, [2, 2, 2], "nobody has taken it off the lists");
+
+    let released = Instant::now();
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    promptly(next).await.expect("no panic").expect("it is its turn");
+    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+    std::mem::forget(gone);
+}
+
+#[tokio::test]
+async fn a_turn_that_nobody_wants_is_passed_on() {
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let waiting = scene.waits(&other).await;
+    let channel: Vec<String> = scene.cluster.servers[0].type_in(&format!("ZRANGE {LIST} 0 -1")).await;
+    waiting.abort();
+    nobody_is_listed(&scene.cluster).await;
+
+    let next = client(&scene.cluster).await;
+    let next = scene.waits(&next).await;
+    // It stands there again, before everybody else, though nobody waits: as when its word that it leaves was lost.
+    for server in &scene.cluster.servers {
+        server.type_in::<()>(&format!("ZADD {LIST} 0 {}", channel[0])).await;
+    }
+    let released = Instant::now();
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    promptly(next).await.expect("no panic").expect("it is its turn");
+    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+    drop(other);
+}
+
+#[tokio::test]
+async fn a_message_that_never_comes_costs_one_look() {
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let waiting = scene.waits(&other).await;
+    // Somebody takes it off the lists, and so nobody will wake it.
+    for server in &scene.cluster.servers {
+        server.delete(LIST).await;
+    }
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    let guard = soon(LATEST_LOOK, waiting).await.expect("no panic").expect("it looks for itself");
+    promptly(guard.release()).await.ok().expect("held until now");
+}
+
+#[tokio::test]
+async fn a_holder_that_dies_is_waited_for_until_its_keys_are_gone() {
+    const TTL: Duration = Duration::from_millis(1_200);
+    let cluster = Cluster::start(3).await;
+    let (holder, other) = (client(&cluster).await, client(&cluster).await);
+    let mutex = holder.mutex("job").ttl(TTL).renewal(redlock_quorum::Renewal::Never);
+    let guard = promptly(mutex.acquire()).await.expect("free");
+    let held = Instant::now();
+    std::mem::forget(guard);
+    let next = soon(TTL * 2, other.mutex("job").acquire()).await.expect("free in the end");
+    assert!(held.elapsed() >= TTL - Duration::from_millis(100), "{:?}", held.elapsed());
+    drop(next);
+}
+
+#[tokio::test]
+async fn who_waits_is_woken_over_the_next_connection_too() {
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let waiting = scene.waits(&other).await;
+    join_all(scene.cluster.servers.iter().map(Server::kill_clients)).await;
+    until("both are connected again, and listen", async || {
+        listening(&scene.cluster).await == [2, 2, 2] && scene.listed().await == [1, 1, 1]
+    })
+    .await;
+    // It has looked again by now, since it may have been passed over meanwhile: the next time is far off.
+    let released = Instant::now();
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    promptly(waiting).await.expect("no panic").expect("it is its turn");
+    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+}
+
+/// A client that may not do all that waiting takes.
+async fn without(cluster: &Cluster, rights: &str) -> Redlock {
+    for server in &cluster.servers {
+        let user = format!("ACL SETUSER poor on >secret resetkeys resetchannels ~* &* +@all {rights}");
+        server.type_in::<()>(&user).await;
+    }
+    let node = |server: &Server| NodeConfig::new(server.address()).username("poor").password("secret");
+    over(cluster.servers.iter().map(node)).ttl(LONG_TTL).connect().await.expect("all nodes are there")
+}
+
+#[tokio::test]
+async fn who_may_not_be_woken_asks_again_and_is_told_why() {
+    for (rights, reason) in [
+        ("resetchannels", "may not listen on the channels"),
+        ("-publish", "may not use the wait lists"),
+        ("-zrem", "may not use the wait lists"),
+        ("resetkeys ~redlock:*", "may not use the wait lists"),
+    ] {
+        let scene = Scene::over(3).await;
+        let other = without(&scene.cluster, rights).await;
+        let diagnosis = promptly(other.diagnose()).await;
+        let found: Vec<_> = diagnosis.findings().iter().filter(|it| it.what().contains(reason)).collect();
+        assert_eq!(found.len(), 3, "{rights}: {diagnosis:#}");
+        assert!(found.iter().all(|it| it.severity() == Severity::Notice));
+        let mutex = other.mutex("job");
+        let waiting = tokio::spawn(async move { mutex.acquire().await });
+        until("it has asked", async || scene.cluster.servers[0].calls("set").await >= 2).await;
+        assert_eq!(scene.listed().await, [0, 0, 0], "{rights}");
+        promptly(scene.guard.release()).await.ok().expect("held until now");
+        let guard = soon(LATEST_LOOK, waiting).await.expect("no panic").expect("it asks again");
+        promptly(guard.release()).await.ok().expect("held until now");
+        scene.cluster.assert_nothing_left().await;
+    }
+}
+
+/// The rights are those to the namespace of the client. In another it finds out when it is refused, and does without.
+#[tokio::test]
+async fn a_release_goes_through_where_the_wait_lists_are_closed() {
+    let cluster = Cluster::start(3).await;
+    let redlock = without(&cluster, "resetkeys ~redlock:* ~redlock#* ~elsewhere:*").await;
+    assert!(promptly(redlock.diagnose()).await.findings().is_empty());
+    let elsewhere = redlock.namespace("elsewhere");
+    let guard = promptly(elsewhere.mutex("job").acquire()).await.expect("free");
+    let waited = promptly(elsewhere.namespace("elsewhere").mutex("job").try_acquire()).await;
+    assert!(waited.expect("answered").is_none());
+    promptly(guard.release()).await.ok().expect("held until now");
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn who_polls_enters_no_list() {
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let mutex = other.mutex("job").wake_by(WakeBy::Poll(Duration::from_millis(20)));
+    let waiting = tokio::spawn(async move { mutex.acquire().await });
+    until("it has asked some times", async || scene.cluster.servers[0].calls("set").await >= 5).await;
+    assert_eq!(scene.listed().await, [0, 0, 0]);
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    promptly(waiting).await.expect("no panic").expect("it asks again");
+    drop(scene.holder);
+}
+
+/// How often each of the clients has had the lock when one of them has had it so often, each in so many tasks that want it all
+/// the time.
+async fn shares(cluster: &Cluster, tasks: &[usize], most: u64) -> Vec<u64> {
+    let shares = Rc::new(RefCell::new(vec![0; tasks.len()]));
+    let local = LocalSet::new();
+    for (client_number, tasks) in tasks.iter().enumerate() {
+        let redlock = client(cluster).await;
+        for _ in 0..*tasks {
+            let (mutex, shares) = (redlock.mutex("job"), shares.clone());
+            local.spawn_local(async move {
+                while shares.borrow().iter().all(|share| *share < most) {
+                    let guard = mutex.acquire().await.expect("sooner or later");
+                    shares.borrow_mut()[client_number] += 1;
+                    // Not awaited: the next one of this client is at the nodes before anybody else can be.
+                    drop(guard);
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+    soon(Duration::from_secs(60), local).await;
+    shares.take()
+}
+
+#[tokio::test]
+async fn a_client_that_wants_it_again_lets_others_pass() {
+    let cluster = Cluster::start(3).await;
+    let shares = shares(&cluster, &[1, 1], 300).await;
+    assert!(shares.iter().all(|share| *share >= 60), "{shares:?}");
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_client_with_many_tasks_lets_others_have_their_chance() {
+    let cluster = Cluster::start(3).await;
+    let shares = shares(&cluster, &[8, 1], 800).await;
+    assert!(shares[1] >= 20, "{shares:?}");
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn no_more_wait_in_one_client_than_may() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.builder().max_waiters(1).connect().await.expect("all nodes are there");
+    let guard = promptly(redlock.mutex("job").acquire()).await.expect("free");
+    let mutex = redlock.mutex("job");
+    let waiting = tokio::spawn(async move { mutex.acquire().await });
+    // It waits in the local queue as soon as it has run.
+    tokio::task::yield_now().await;
+    let one_more = promptly(redlock.mutex("job").acquire()).await;
+    assert!(matches!(one_more, Err(AcquireError::Full { max_waiters: 1 })), "{one_more:?}");
+    assert!(promptly(redlock.mutex("other").acquire()).await.is_ok(), "another resource");
+    drop(guard);
+    promptly(waiting).await.expect("no panic").expect("it is its turn");
+}
