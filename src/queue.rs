@@ -280,4 +280,87 @@ mod tests {
         drop(third);
         assert_eq!(places.len(), 0);
     }
+
+    fn debt(paid: &Arc<AtomicUsize>) -> Debt {
+        let paid = paid.clone();
+        Debt::new(move || {
+            paid.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    fn paid(paid: &AtomicUsize) -> usize {
+        paid.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_to_others_is_paid_unless_the_next_one_holds() {
+        let (places, owed, name) = (Arc::new(Places::default()), Arc::default(), key("a"));
+        let mut holder = places.try_enter(&name, START).expect("free");
+        assert!(!holder.hands_over(START, || debt(&owed)), "nobody waits");
+
+        let mut second = Box::pin(places.enter(&name, START, usize::MAX));
+        assert!((&mut second).now_or_never().is_none());
+        assert!(holder.hands_over(START, || debt(&owed)));
+        holder.give_up();
+        let second = second.now_or_never().expect("its turn").expect("not full");
+        second.take_debt().expect("what the first one owes").forgive();
+        assert_eq!(paid(&owed), 0, "it holds, and will wake others itself");
+
+        // One that is dropped before its turn leaves the debt to nobody.
+        let third = Box::pin(places.enter(&name, START, usize::MAX));
+        let mut third = third;
+        assert!((&mut third).now_or_never().is_none());
+        assert!(second.hands_over(START, || debt(&owed)));
+        drop(third);
+        drop(second);
+        assert_eq!(paid(&owed), 0, "the first one is still about");
+        drop(holder);
+        assert_eq!((paid(&owed), places.len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn while_others_wait_it_is_handed_over_a_few_times_only() {
+        let (places, owed, name) = (Arc::new(Places::default()), Arc::default(), key("a"));
+        let holder = places.try_enter(&name, START).expect("free");
+        let mut next = Box::pin(places.enter(&name, START, usize::MAX));
+        assert!((&mut next).now_or_never().is_none());
+        let in_a_row = |most: u32| (0..most).take_while(|_| holder.hands_over(START, || debt(&owed))).count();
+        assert_eq!(in_a_row(1_000), 1_000, "nobody else waits");
+        holder.heard(START, true);
+        assert_eq!(in_a_row(1_000), 0, "it has been long enough");
+        assert_eq!(in_a_row(1_000), MOST_HAND_OVERS as usize);
+        assert!(holder.others_wait(START) && !holder.others_wait(START + COURTESY));
+    }
+
+    #[test]
+    fn that_others_wait_is_remembered_for_a_moment_only() {
+        let (places, name) = (Arc::new(Places::default()), key("a"));
+        for (back_after, others_wait) in [(Duration::ZERO, true), (COURTESY, false)] {
+            let place = places.try_enter(&name, START).expect("free");
+            place.heard(START, true);
+            drop(place);
+            assert_eq!(places.len(), 0);
+            let now = START + back_after;
+            let place = places.try_enter(&name, now).expect("free");
+            assert_eq!(place.others_wait(now), others_wait, "after {back_after:?}");
+            place.heard(now, false);
+        }
+        for number in 0..2 * MOST_COURTESIES {
+            places.try_enter(&key(&number.to_string()), START).expect("free").heard(START, true);
+        }
+        assert_eq!(lock(&places.turns).courtesies.len(), MOST_COURTESIES);
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may() {
+        let (places, name) = (Arc::new(Places::default()), key("a"));
+        let holder = places.try_enter(&name, START).expect("free");
+        let mut waiting = Box::pin(places.enter(&name, START, 1));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(matches!(places.enter(&name, START, 1).now_or_never(), Some(Err(Full))));
+        drop(waiting);
+        assert!(places.enter(&name, START, 1).now_or_never().is_none(), "room again");
+        drop(holder);
+        assert_eq!(places.len(), 0);
+    }
 }

@@ -4,14 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redlock_quorum::protocol::admission::RestartProtection;
+use redlock_quorum::protocol::settings::Wishes;
 use redlock_quorum::sim::check::Violation;
 use redlock_quorum::sim::choose::{Replay, Seeded};
 use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::{History, Reached, live, random};
 use redlock_quorum::sim::mutant::Mutant;
-use redlock_quorum::sim::scope::Scope;
+use redlock_quorum::sim::scope::{Scope, Weather, WishFor};
+use redlock_quorum::sim::world::Span;
 
 /// The steps of a history before everything is mended.
 const STEPS: usize = 400;
@@ -136,4 +139,60 @@ fn a_failing_history_is_shrunk_and_goes_the_same_way_again() {
     let again = live(&shrunk.scope, &mut Replay::new(shrunk.steps.iter().copied()), usize::MAX);
     assert_eq!(again.violation, shrunk.violation);
     assert_eq!(again.to_string(), shrunk.to_string());
+}
+
+/// Clients that all want the resource all the time, over five nodes and a network in which everything takes its time.
+fn contended(clients: usize, messages_are_lost: bool) -> Scope {
+    let names = (1..=5).map(|node| format!("n{node}").into()).collect();
+    let terms = Arc::new(Wishes::default().check(&names).expect("terms that agree"));
+    let wish = WishFor { terms, wait: Some(Duration::from_secs(600)), without_restarts: false };
+    let weather = Weather {
+        spans: vec![(Span::Micros(20), 200), (Span::Micros(100), 20)],
+        begin: 1_000,
+        wake: 1_000,
+        release: 50,
+        arrive: 300,
+        hear: 300,
+        ..Weather::default()
+    };
+    Scope {
+        nodes: 5,
+        clients,
+        wishes: vec![wish],
+        strangers: false,
+        rates: Vec::new(),
+        messages_are_lost,
+        weather,
+        ..Scope::drawn(0, &[], None)
+    }
+}
+
+/// What a grant costs must not grow with those who want one: one is woken, not all of them, and who is woken tries once.
+#[test]
+fn what_a_grant_costs_does_not_grow_with_those_who_wait() {
+    for (clients, most) in [(2, 20), (4, 20), (8, 20), (16, 30), (32, 30)] {
+        let mut reached = Reached::default();
+        for seed in 0..4 {
+            let history = live(&Arc::new(contended(clients, false)), &mut Seeded::new(seed), 60_000);
+            assert!(history.violation.is_none(), "seed {seed}: {history}");
+            reached.add(history.reached);
+        }
+        let each = reached.sent / reached.won;
+        println!("{clients} clients, 5 nodes: {each} commands for each of {} locks", reached.won);
+        assert!(each <= most, "{clients} clients: {each} commands for each lock");
+    }
+}
+
+/// And without a single message there is progress.
+#[test]
+fn without_any_message_whoever_waits_gets_its_turn() {
+    for clients in [2, 8, 32] {
+        let mut scope = Scope { most_claims: 2, ..contended(clients, true) };
+        // Time passes only from one moment at which something is due to the next, until nothing is.
+        scope.weather.spans = vec![(Span::UntilDue, 20)];
+        let history = live(&Arc::new(scope), &mut Seeded::new(1), usize::MAX);
+        assert!(history.violation.is_none(), "{clients} clients: {history}");
+        // And once more each, and one of them while nodes are down, after everything is mended.
+        assert_eq!(history.reached.won, 3 * clients as u64 + 1, "{clients} clients");
+    }
 }

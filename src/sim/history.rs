@@ -34,6 +34,8 @@ pub struct History {
 pub struct Reached {
     /// Steps.
     pub steps: u64,
+    /// Commands that claims sent.
+    pub sent: u64,
     /// Locks won.
     pub won: u64,
     /// Extensions confirmed, by hand.
@@ -48,6 +50,7 @@ impl Reached {
     /// Adds what another history reached.
     pub fn add(&mut self, other: Reached) {
         self.steps += other.steps;
+        self.sent += other.sent;
         self.won += other.won;
         self.extended += other.extended;
         self.lost += other.lost;
@@ -55,7 +58,14 @@ impl Reached {
     }
 
     fn note(&mut self, note: &Note) {
-        let Note::Told { notice, .. } = note else { return };
+        let notice = match note {
+            Note::Sent { .. } => {
+                self.sent += 1;
+                return;
+            }
+            Note::Told { notice, .. } => notice,
+            Note::Fed { .. } | Note::Woken { .. } => return,
+        };
         match notice {
             Notice::Won => self.won += 1,
             Notice::Lost(_) => self.lost += 1,
