@@ -129,7 +129,12 @@ struct Results {
 }
 
 impl Live {
-    pub(crate) fn new(doors: Arc<Doors>, key: Key, claim: Claim, place: Place) -> Arc<Self> {
+    pub(crate) fn new(
+        doors: Arc<Doors>,
+        key: Key,
+        claim: Claim,
+        (place, debt): (Place, Option<Debt>),
+    ) -> Arc<Self> {
         let number = doors.keeper.next_number();
         Arc::new(Live {
             key,
@@ -142,7 +147,7 @@ impl Live {
             stage: Mutex::new(Stage {
                 claim,
                 actions: Vec::new(),
-                debt: place.take_debt(),
+                debt,
                 place: Some(place),
                 sleeps: false,
                 kept: None,

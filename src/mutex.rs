@@ -426,10 +426,12 @@ impl Mutex {
     async fn claim(&self, request: Request, patience: Patience, place: Place) -> Result<Guard, AcquireError> {
         let Request { key, signature, terms } = request;
         let mut claim = Claim::new(key.clone(), signature, terms.clone(), patience);
-        if place.others_wait(self.core.doors.clock.now()) {
+        let debt = place.take_debt();
+        // Whoever was handed the lock comes before the others.
+        if debt.is_none() && place.is_polite(self.core.doors.clock.now()) {
             claim = claim.letting_others_pass();
         }
-        let live = Live::new(self.core.doors.clone(), key, claim, place);
+        let live = Live::new(self.core.doors.clone(), key, claim, (place, debt));
         let won = tokio::select! {
             biased;
             () = self.core.closed() => return Err(AcquireError::Closed),

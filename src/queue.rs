@@ -48,8 +48,10 @@ struct Turn {
 
 #[derive(Default)]
 struct TurnState {
-    /// Until when other clients are known to wait, by the last release.
-    others_wait_until: Option<Instant>,
+    /// Other clients wait, by the answer to the last release.
+    others_wait: bool,
+    /// Until then another client that was woken is let pass.
+    polite_until: Option<Instant>,
     /// How often the place was handed over in a row.
     hand_overs: u32,
     /// What whoever hands over owes to the other clients, until the next one takes it up.
@@ -130,8 +132,7 @@ impl Places {
         let turn = match turns.turns.get(key) {
             Some(turn) => turn.clone(),
             None => {
-                let others_wait_until = turns.recall(key, now);
-                let state = TurnState { others_wait_until, ..TurnState::default() };
+                let state = TurnState { polite_until: turns.recall(key, now), ..TurnState::default() };
                 let (permit, state) = (Arc::new(Semaphore::new(1)), Mutex::new(state));
                 let turn = Arc::new(Turn { permit, waiting: AtomicUsize::new(0), state });
                 turns.turns.insert(key.clone(), turn.clone());
@@ -173,10 +174,10 @@ impl Place {
     pub(crate) fn hands_over(&self, now: Instant, debt: impl FnOnce() -> Debt) -> bool {
         let turn = self.spot.turn();
         let mut state = lock(&turn.state);
-        let others_wait = state.others_wait_until.is_some_and(|until| now < until);
-        let may = !others_wait || state.hand_overs < MOST_HAND_OVERS;
+        let may = !state.others_wait || state.hand_overs < MOST_HAND_OVERS;
         if turn.waiting.load(Ordering::Acquire) == 0 || !may {
             state.hand_overs = 0;
+            state.polite_until = state.others_wait.then(|| now + COURTESY);
             return false;
         }
         state.hand_overs = state.hand_overs.saturating_add(1);
@@ -191,14 +192,16 @@ impl Place {
         lock(&self.spot.turn().state).debt.take()
     }
 
-    /// Whether other clients wait, as far as is known.
-    pub(crate) fn others_wait(&self, now: Instant) -> bool {
-        lock(&self.spot.turn().state).others_wait_until.is_some_and(|until| now < until)
+    /// Whether another client that was woken is to be let pass.
+    pub(crate) fn is_polite(&self, now: Instant) -> bool {
+        lock(&self.spot.turn().state).polite_until.is_some_and(|until| now < until)
     }
 
     /// What came of a release.
     pub(crate) fn heard(&self, now: Instant, others_wait: bool) {
-        lock(&self.spot.turn().state).others_wait_until = others_wait.then(|| now + COURTESY);
+        let mut state = lock(&self.spot.turn().state);
+        state.others_wait = others_wait;
+        state.polite_until = others_wait.then(|| now + COURTESY);
     }
 }
 
@@ -236,7 +239,7 @@ impl Drop for Spot {
         }
         let turn = turns.turns.remove(&self.key);
         let state = turn.map(|turn| std::mem::take(&mut *lock(&turn.state))).unwrap_or_default();
-        if let Some(until) = state.others_wait_until {
+        if let Some(until) = state.polite_until {
             turns.remember(&self.key, until);
         }
         if turns.turns.is_empty() {
@@ -329,20 +332,20 @@ mod tests {
         holder.heard(START, true);
         assert_eq!(in_a_row(1_000), 0, "it has been long enough");
         assert_eq!(in_a_row(1_000), MOST_HAND_OVERS as usize);
-        assert!(holder.others_wait(START) && !holder.others_wait(START + COURTESY));
+        assert!(holder.is_polite(START) && !holder.is_polite(START + COURTESY));
     }
 
     #[test]
     fn that_others_wait_is_remembered_for_a_moment_only() {
         let (places, name) = (Arc::new(Places::default()), key("a"));
-        for (back_after, others_wait) in [(Duration::ZERO, true), (COURTESY, false)] {
+        for (back_after, is_polite) in [(Duration::ZERO, true), (COURTESY, false)] {
             let place = places.try_enter(&name, START).expect("free");
             place.heard(START, true);
             drop(place);
             assert_eq!(places.len(), 0);
             let now = START + back_after;
             let place = places.try_enter(&name, now).expect("free");
-            assert_eq!(place.others_wait(now), others_wait, "after {back_after:?}");
+            assert_eq!(place.is_polite(now), is_polite, "after {back_after:?}");
             place.heard(now, false);
         }
         for number in 0..2 * MOST_COURTESIES {

@@ -563,6 +563,9 @@ impl Claim {
         else {
             return;
         };
+        if self.round_trip.is_zero() {
+            self.round_trip = round.slowest_answer().unwrap_or_default();
+        }
         let is_polite = std::mem::take(&mut self.is_polite);
         match look {
             Look::Busy { value, free_in } => {
