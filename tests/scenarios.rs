@@ -493,7 +493,8 @@ async fn a_release_that_arrives_after_the_next_grant_does_not_touch_it() {
     stands_on(&cluster, 3).await;
     proxies.iter().for_each(Proxy::strand);
     drop(first);
-    // On new connections it is released too, and acquired again.
+    // On new connections it is released too, and acquired again when all of them are there.
+    until("a release on each new connection", async || cluster.ours().await.is_empty()).await;
     let second = in_the_end(ours.mutex("job").ttl(LONG_TTL).renewal(Renewal::Never)).await;
     until("three votes", async || second.votes().granted() == 3).await;
     let values = async || join_all(cluster.servers.iter().map(|server| server.value(KEY))).await;
