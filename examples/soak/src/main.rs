@@ -8,16 +8,21 @@
 //! cargo run --release -p redlock-soak -- 5 --apart         # each worker with a lock of its own: this must be found out
 //! ```
 //!
+//! The report is printed, and the timeline drawn: into `soak-SEED.svg` beside the program, or where `--timeline` says.
+//!
 //! Needs a `redis-server`, or the server that `REDLOCK_TEST_SERVER` names.
 
 #[path = "../../../tests/harness/mod.rs"]
 mod harness;
+mod log;
 mod plan;
 mod soak;
 mod store;
+mod timeline;
 mod verdict;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let Some(wishes) = wishes(arguments) else {
-        eprintln!("usage: redlock-soak SECONDS [--seed NUMBER] [--apart]");
+        eprintln!("usage: redlock-soak SECONDS [--seed NUMBER] [--timeline FILE] [--apart]");
         return ExitCode::from(2);
     };
     if runtime.block_on(soak::soak(&wishes)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -43,13 +48,17 @@ fn main() -> ExitCode {
 
 fn wishes(mut arguments: impl Iterator<Item = String>) -> Option<soak::Wishes> {
     let length = Duration::from_secs(arguments.next()?.parse().ok()?);
-    let mut wishes = soak::Wishes { length, seed: rand::random(), apart: false };
+    let (mut seed, mut apart, mut timeline) = (rand::random(), false, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--seed" => wishes.seed = arguments.next()?.parse().ok()?,
-            "--apart" => wishes.apart = true,
+            "--seed" => seed = arguments.next()?.parse().ok()?,
+            "--timeline" => timeline = Some(PathBuf::from(arguments.next()?)),
+            "--apart" => apart = true,
             _ => return None,
         }
     }
-    Some(wishes)
+    let timeline = timeline.unwrap_or_else(|| {
+        std::env::current_exe().expect("this program").with_file_name(format!("soak-{seed}.svg"))
+    });
+    Some(soak::Wishes { length, seed, apart, timeline })
 }

@@ -13,14 +13,16 @@ use tokio::time::sleep;
 
 use crate::WORKER;
 use crate::harness::process::{Directory, Process};
-use crate::harness::storm::{Counts, Deployment, Fault};
+use crate::harness::storm::{Counts, Deployment};
 use crate::harness::trouble::{LOGGED, MAY_HANG};
 use crate::harness::witness::Moment;
 use crate::harness::{Cluster, SILENT, until};
+use crate::log::Line;
 use crate::plan::{Blow, NODES, Plan, STEADY, Step, WORKERS, Whom};
 use crate::store::Store;
+use crate::timeline::Timeline;
 use crate::verdict::{Doings, judge};
-use crate::worker::Orders;
+use crate::worker::{Orders, TTL};
 
 /// How long the work may stand still after a heal, and a worker may take to end. Both take seconds, mostly for a node that was
 /// restarted to vote again.
@@ -31,6 +33,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// Room for what an allocator does, and for connections that are about to end.
 const GROWTH_KIB: u64 = 8 * 1024;
 const GROWTH_FILES: usize = 16;
+const GROWTH_TASKS: usize = 16;
 
 /// What was asked for.
 pub(crate) struct Wishes {
@@ -38,6 +41,8 @@ pub(crate) struct Wishes {
     pub(crate) seed: u64,
     /// Each worker has a lock of its own, which must show.
     pub(crate) apart: bool,
+    /// Where the timeline is drawn.
+    pub(crate) timeline: PathBuf,
 }
 
 /// True if there was nothing to complain about.
@@ -56,10 +61,10 @@ pub(crate) async fn soak(wishes: &Wishes) -> bool {
         soak.step(plan.next()).await;
         // Connections and tables have found their sizes.
         if before.is_none() && begun.elapsed() > wishes.length / 4 {
-            before = Some(Footprint::of(&soak.workers[STEADY].process));
+            before = Some(soak.workers[STEADY].footprint());
         }
     }
-    soak.end(before).await
+    soak.end(wishes, before).await
 }
 
 struct Soak {
@@ -70,7 +75,8 @@ struct Soak {
     faults: Counts,
     /// How long it took after each heal until the next increment.
     resumed_after: Vec<Duration>,
-    violations: Vec<(&'static str, String)>,
+    violations: Vec<(&'static str, Moment, String)>,
+    begun: Moment,
     /// After all that use what is in it.
     folder: Directory,
 }
@@ -131,23 +137,27 @@ impl Soak {
             started: 0,
         };
         Store::create(&team.database()).expect("a new database");
-        let workers = (0..WORKERS).map(|place| team.start(place)).collect();
+        let workers: Vec<Worker> = (0..WORKERS).map(|place| team.start(place)).collect();
+        let places = workers.iter().enumerate().map(|(place, worker)| (worker.name.clone(), place)).collect();
         Soak {
             deployment,
             workers,
             team,
-            doings: Doings::default(),
+            doings: Doings { places, ..Doings::default() },
             faults: Counts::default(),
             resumed_after: Vec::new(),
             violations: Vec::new(),
+            begun: Moment::now(),
             folder,
         }
     }
 
     async fn step(&mut self, step: Step) {
         let Step { length, mut faults, worker } = step;
+        let mut struck = Vec::new();
         for fault in &mut faults {
             self.faults.add(fault.name());
+            struck.push(Moment::now());
             self.deployment.strike(fault, length).await;
         }
         let begun = Instant::now();
@@ -155,16 +165,13 @@ impl Soak {
             self.strike(whom, blow).await;
         }
         sleep(length.saturating_sub(begun.elapsed())).await;
-        self.heal(&faults).await;
+        for (fault, struck) in faults.into_iter().zip(struck) {
+            self.deployment.heal(&fault).await;
+            self.doings.faults.push((fault, struck, Moment::now()));
+        }
         let healed = Instant::now();
         self.goes_on().await;
         self.resumed_after.push(healed.elapsed());
-    }
-
-    async fn heal(&mut self, faults: &[Fault]) {
-        for fault in faults {
-            self.deployment.heal(fault).await;
-        }
     }
 
     /// Kills a worker and starts another in its place, or stops one for longer than its ttl.
@@ -180,6 +187,7 @@ impl Soak {
             Blow::Killed => {
                 self.faults.add(if holder == Some(place) { "holder killed" } else { "worker killed" });
                 self.workers[place] = self.team.start(place);
+                self.doings.places.insert(self.workers[place].name.clone(), place);
                 self.doings.deaths.insert(name, Moment::now());
             }
             Blow::Stopped(length) => {
@@ -199,7 +207,8 @@ impl Soak {
         let begun = Instant::now();
         while self.increments() == before {
             if begun.elapsed() > AT_MOST {
-                self.violations.push(("no progress", format!("no increment within {AT_MOST:?}")));
+                let what = format!("no increment within {AT_MOST:?}");
+                self.violations.push(("no progress", Moment::now(), what));
                 return;
             }
             sleep(POLL).await;
@@ -211,25 +220,24 @@ impl Soak {
         self.workers.iter_mut().map(|worker| worker.log.read().increments).collect()
     }
 
-    async fn end(mut self, before: Option<Footprint>) -> bool {
-        let after = Footprint::of(&self.workers[STEADY].process);
+    async fn end(mut self, wishes: &Wishes, before: Option<Footprint>) -> bool {
+        let after = self.workers[STEADY].footprint();
         self.all_end().await;
+        let ended = Moment::now();
         // What a killed worker left, and what was lost on its way, expires.
         until("no key", async || self.deployment.cluster.ours().await.is_empty()).await;
         let store = Store::open(&self.team.database()).expect("a database");
         let (writes, counter) = (store.writes().expect("whole"), store.counter().expect("whole"));
         let mut verdict = judge(&logs(self.folder.path()), &writes, counter, &self.doings);
-        for (kind, what) in std::mem::take(&mut self.violations) {
-            verdict.violated(kind, what);
+        for (kind, at, what) in std::mem::take(&mut self.violations) {
+            verdict.violated(kind, Some(at), what);
         }
         if let Some(before) = before {
             println!(
                 "a worker that was never killed: {before} after a quarter of the time, {after} at the end"
             );
-            if after.resident_kib > before.resident_kib + GROWTH_KIB
-                || after.files > before.files + GROWTH_FILES
-            {
-                verdict.violated("it grew", format!("from {before} to {after}"));
+            if after.has_grown_since(&before) {
+                verdict.violated("it grew", None, format!("from {before} to {after}"));
             }
         }
         let resumed = self.resumed_after.iter().max().copied().unwrap_or_default();
@@ -238,7 +246,40 @@ impl Soak {
             self.resumed_after.len()
         );
         print!("{}{verdict}", self.faults);
+        let timeline = Timeline {
+            title: format!("A soak of {:?}, seed {}", wishes.length, wishes.seed),
+            about: format!(
+                "{WORKERS} workers increment a counter under a lock with a ttl of {TTL:?}, on {NODES} nodes: {} grants, {} \
+                 increments, {} losses, {} stale writes, {} violations",
+                verdict.holds.len(),
+                verdict.writes,
+                verdict.losses,
+                verdict.stale,
+                verdict.violations.len()
+            ),
+            from: self.begun,
+            until: ended,
+            workers: WORKERS,
+            nodes: NODES,
+            doings: &self.doings,
+            verdict: &verdict,
+            writes: &writes,
+        };
+        draw(&wishes.timeline, &timeline);
+        if !verdict.violations.is_empty() && !wishes.apart {
+            self.keep(&wishes.timeline.with_extension("logs"));
+        }
         verdict.violations.is_empty()
+    }
+
+    /// The same seed is not the same run again, so what there is of it is kept.
+    fn keep(&self, place: &Path) {
+        std::fs::create_dir_all(place).expect("a folder for the logs");
+        for file in std::fs::read_dir(self.folder.path()).expect("our own folder") {
+            let file = file.expect("readable");
+            std::fs::copy(file.path(), place.join(file.file_name())).expect("room for a copy");
+        }
+        println!("logs and database: {}", place.display());
     }
 
     async fn all_end(&mut self) {
@@ -251,12 +292,21 @@ impl Soak {
             match worker.process.exit() {
                 Some(status) if status.success() => {}
                 Some(status) => {
-                    self.violations.push(("ended badly", format!("{} with {status}", worker.name)));
+                    let what = format!("{} with {status}", worker.name);
+                    self.violations.push(("ended badly", Moment::now(), what));
                 }
-                None => self.violations.push(("hangs", worker.name.clone())),
+                None => self.violations.push(("hangs", Moment::now(), worker.name.clone())),
             }
         }
     }
+}
+
+fn draw(path: &Path, timeline: &Timeline<'_>) {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).expect("a folder for the timeline");
+    }
+    std::fs::write(path, timeline.to_svg()).expect("a timeline that can be written");
+    println!("timeline: {}", path.display());
 }
 
 /// Each worker's log, also of those that are gone.
@@ -278,6 +328,7 @@ struct Tail {
 struct Seen {
     holds: bool,
     increments: u64,
+    tasks: usize,
 }
 
 impl Tail {
@@ -289,10 +340,11 @@ impl Tail {
         self.file.read_to_string(&mut self.rest).expect("text");
         let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
         for line in self.rest.drain(..whole).as_str().lines() {
-            match line.split(' ').next() {
-                Some("granted") => self.seen.holds = true,
-                Some("ended") => self.seen.holds = false,
-                Some("wrote") => self.seen.increments += 1,
+            match Line::parse(line) {
+                Some(Line::Granted { .. }) => self.seen.holds = true,
+                Some(Line::Ended { .. }) => self.seen.holds = false,
+                Some(Line::Wrote { .. }) => self.seen.increments += 1,
+                Some(Line::Tasks { count }) => self.seen.tasks = count,
                 _ => {}
             }
         }
@@ -300,27 +352,38 @@ impl Tail {
     }
 }
 
-/// What a process has of the machine.
+/// What a worker has of the machine.
 struct Footprint {
     resident_kib: u64,
     files: usize,
     threads: usize,
+    tasks: usize,
 }
 
-impl Footprint {
-    fn of(process: &Process) -> Self {
-        let place = PathBuf::from(format!("/proc/{}", process.id()));
+impl Worker {
+    fn footprint(&mut self) -> Footprint {
+        let place = PathBuf::from(format!("/proc/{}", self.process.id()));
         let status = std::fs::read_to_string(place.join("status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
         let resident_kib = line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
         let count = |folder: &str| std::fs::read_dir(place.join(folder)).map_or(0, Iterator::count);
-        Footprint { resident_kib, files: count("fd"), threads: count("task") }
+        let (files, threads) = (count("fd"), count("task"));
+        Footprint { resident_kib, files, threads, tasks: self.log.read().tasks }
+    }
+}
+
+impl Footprint {
+    fn has_grown_since(&self, before: &Footprint) -> bool {
+        self.resident_kib > before.resident_kib + GROWTH_KIB
+            || self.files > before.files + GROWTH_FILES
+            || self.threads > before.threads + GROWTH_TASKS
+            || self.tasks > before.tasks + GROWTH_TASKS
     }
 }
 
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Footprint { resident_kib, files, threads } = self;
-        write!(f, "{resident_kib} KiB, {files} files, {threads} threads")
+        let Footprint { resident_kib, files, threads, tasks } = self;
+        write!(f, "{resident_kib} KiB, {files} files, {threads} threads, {tasks} tasks")
     }
 }
