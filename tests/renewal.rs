@@ -100,13 +100,19 @@ async fn each_of_a_thousand_losses_is_told_when_a_majority_stands_still() {
         let watch = guard.watch();
         tokio::spawn(async move {
             watch.lost().await;
-            Moment::now().since(end)
+            let late = Moment::now().since(end);
+            assert!(late.is_zero() || !watch.is_valid(), "told late, and it still says that it is valid");
+            late
         })
     });
     let lateness: Vec<Duration> =
         soon(TTL + PROMPT, join_all(told)).await.into_iter().map(|told| told.expect("no panic")).collect();
-    let (late, worst) = (lateness.iter().filter(|late| !late.is_zero()).count(), lateness.iter().max());
+    let late = lateness.iter().filter(|late| !late.is_zero()).count();
+    let worst = lateness.iter().max().copied().unwrap_or_default();
     println!("{LOCKS} losses, {late} of them told after the end, at worst {worst:?} after it");
+    // The margin is 5 ms, of which a machine that is busy with a thousand at once may take more. What waits for the nodes to
+    // answer would be told when they go on.
+    assert!(worst < PROMPT / 10, "a loss was told {worst:?} after the end");
 
     let tried = promptly(theirs.mutex("0").try_acquire()).await;
     assert!(matches!(tried, Err(AcquireError::NoQuorum(_))), "{tried:?}");

@@ -511,6 +511,23 @@ async fn each_change_is_told_once_with_its_reason_and_diagnosed() {
     assert_eq!(heard.with(&[WAITS]), 4);
 }
 
+/// Nobody has to ask for the protection, and whoever starts a deployment is told why its first lock takes ten seconds.
+#[tokio::test]
+async fn a_client_with_the_settings_that_are_the_default_is_protected_and_told_of_the_ten_seconds() {
+    let cluster = Cluster::start(3).await;
+    let heard = Heard::of(&cluster);
+    let redlock = connected(Redlock::builder().nodes(cluster.addresses())).await;
+    let refused = promptly(redlock.mutex("job").try_acquire()).await.expect_err("nobody votes");
+    let AcquireError::NotReady { votes_in, .. } = &refused else { panic!("{refused:#}") };
+    let expected = Duration::from_millis(7_000)..Duration::from_millis(10_200);
+    assert!(expected.contains(votes_in), "{refused:#}");
+    let said = format!("{refused:#}");
+    assert!(said.contains("nodes that were started a short while ago may have forgotten a lock"), "{said}");
+    // It is decided by two of them; the third may not have been heard.
+    assert!(said.matches("waiting after a restart, votes in ").count() >= 2, "{said}");
+    until("the log", async || heard.with(&["INFO", WAITS, "why=\"started", "votes_in="]) == 3).await;
+}
+
 /// It may not be asked who it is, but it may be asked for its configuration.
 #[tokio::test]
 async fn a_word_is_not_followed_where_only_the_configuration_speaks_and_contradicts_it() {

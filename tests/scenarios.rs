@@ -294,29 +294,8 @@ const NODES_OF_THE_HOLDER: &str = "REDLOCK_TEST_NODES";
 /// A process of its own holds, is stopped until another has the lock, and goes on.
 #[test]
 fn a_process_that_stood_still_knows_its_loss_before_it_asks_anybody() {
-    if let Ok(nodes) = std::env::var(NODES_OF_THE_HOLDER) {
-        return hold_until_lost(&nodes);
-    }
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let _turn = one_at_a_time().await;
-        let cluster = Cluster::start(3).await;
-        let redlock = cluster.redlock().await;
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command
-            .args([
-                "--exact",
-                "a_process_that_stood_still_knows_its_loss_before_it_asks_anybody",
-                "--nocapture",
-            ])
-            .env(NODES_OF_THE_HOLDER, cluster.addresses().join(","))
-            .stdout(Stdio::piped());
-        let mut holder = Process::run(&mut command);
-        let mut told = BufReader::new(holder.told()).lines().map(|line| line.expect("text"));
-        assert!(told.any(|line| line == "holds"));
-        let held = promptly(redlock.mutex("job").try_acquire()).await.expect("all nodes answer");
-        assert!(held.is_none(), "the other process has it");
-
+    let name = "a_process_that_stood_still_knows_its_loss_before_it_asks_anybody";
+    beside_a_process_that_holds(name, async |cluster, redlock, holder, told| {
         holder.stop();
         let stopped = Moment::now();
         let guard = in_the_end(redlock.mutex("job")).await;
@@ -328,6 +307,61 @@ fn a_process_that_stood_still_knows_its_loss_before_it_asks_anybody() {
         assert!(guard.is_valid(), "it took nothing away");
         assert_eq!(released(guard).await, ReleaseOutcome::Released);
         cluster.assert_nothing_left().await;
+    });
+}
+
+#[test]
+fn a_holder_that_is_killed_blocks_others_for_its_ttl_and_no_longer() {
+    let name = "a_holder_that_is_killed_blocks_others_for_its_ttl_and_no_longer";
+    beside_a_process_that_holds(name, async |cluster, redlock, holder, _told| {
+        stands_on(cluster, 3).await;
+        holder.kill();
+        let killed = Moment::now();
+        until("its end", async || holder.has_ended()).await;
+        let mut left: Vec<Duration> = join_all(cluster.servers.iter().map(|server| server.expiry(KEY)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
+        left.sort_unstable();
+        assert!(left.len() == 3 && left[2] <= TTL, "{left:?}");
+        let looked = Moment::now();
+        let guard = promptly(redlock.mutex("job").wait_forever().acquire()).await.expect("free in the end");
+        let (blocked, blocked_on) = (Moment::now().since(killed), Moment::now().since(looked));
+        // Until a majority has no key of it any more. Times to live are rounded.
+        assert!(blocked_on + Duration::from_millis(100) > left[1], "free after {blocked_on:?} of {left:?}");
+        assert!(blocked < TTL * 3, "free only after {blocked:?}");
+        println!("blocked for {blocked:.1?} of a ttl of {TTL:?}");
+        assert_eq!(released(guard).await, ReleaseOutcome::Released);
+        cluster.assert_nothing_left().await;
+    });
+}
+
+/// Runs the test of that name once more, as a process that holds the lock, and does something about it: with the process, and
+/// with what that says.
+fn beside_a_process_that_holds(
+    test: &str,
+    story: impl AsyncFnOnce(&Cluster, &Redlock, &mut Process, &mut dyn Iterator<Item = String>),
+) {
+    if let Ok(nodes) = std::env::var(NODES_OF_THE_HOLDER) {
+        return hold_until_lost(&nodes);
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let _turn = one_at_a_time().await;
+        let cluster = Cluster::start(3).await;
+        let redlock = cluster.redlock().await;
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command
+            .args(["--exact", test, "--nocapture"])
+            .env(NODES_OF_THE_HOLDER, cluster.addresses().join(","))
+            .stdout(Stdio::piped());
+        let mut holder = Process::run(&mut command);
+        let mut told = BufReader::new(holder.told()).lines().map(|line| line.expect("text"));
+        assert!(told.any(|line| line == "holds"));
+        let held = promptly(redlock.mutex("job").try_acquire()).await.expect("all nodes answer");
+        assert!(held.is_none(), "the other process has it");
+        story(&cluster, &redlock, &mut holder, &mut told).await;
     });
 }
 

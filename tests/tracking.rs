@@ -5,9 +5,9 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use harness::{Cluster, FOREIGN, LONG_TTL, Server, promptly, until};
 use redlock_quorum::{ExtendError, Guard, Redlock, ReleaseOutcome, Renewal};
 
@@ -213,4 +213,58 @@ async fn releases_and_renewals_of_ones_own_are_no_alarm() {
         scene.cluster.assert_nothing_left().await;
         assert_eq!(scene.questions().await - before, 2, "an extension and a release");
     }
+}
+
+/// From the moment at which an operator begins to delete the key on a majority.
+#[tokio::test]
+async fn a_delete_by_hand_is_known_in_milliseconds() {
+    const ROUNDS: usize = 30;
+    let scene = Scene::over(3).await;
+    let [first, second, _] = &scene.cluster.servers[..] else { panic!("three") };
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let guard = scene.held(Renewal::WhileHeld).await;
+        let begun = Instant::now();
+        let known = async {
+            promptly(guard.lost()).await;
+            begun.elapsed()
+        };
+        let ((), (known, ())) = join(first.delete(KEY), join(known, second.delete(KEY))).await;
+        took.push(known);
+        drop(guard);
+        scene.cluster.assert_nothing_left().await;
+    }
+    took.sort_unstable();
+    let (median, worst) = (took[ROUNDS / 2], took[ROUNDS - 1]);
+    println!("known after {median:.1?} at the median of {ROUNDS}, {worst:.1?} at worst");
+    // The next renewal is twenty minutes away; a busy machine takes longer than a millisecond or two.
+    assert!(median < Duration::from_millis(200), "{took:?}");
+}
+
+/// Who waits for a lock is not called when it changes: of a crowd that would be a herd, at every release.
+#[tokio::test]
+async fn a_change_is_told_to_the_holder_and_to_nobody_who_waits() {
+    const CROWD: u64 = 20;
+    let scene = Scene::over(3).await;
+    let guard = scene.held(Renewal::WhileHeld).await;
+    let builder = scene.cluster.builder().ttl(HOUR);
+    let crowd: Vec<Redlock> =
+        join_all((0..CROWD).map(|_| builder.clone().connect())).await.into_iter().flatten().collect();
+    let waiting: Vec<_> = crowd
+        .iter()
+        .map(|client| {
+            let mutex = client.mutex("job").wait_forever();
+            tokio::spawn(async move { mutex.acquire().await })
+        })
+        .collect();
+    let server = &scene.cluster.servers[0];
+    until("all that want it", async || server.calls("set").await > CROWD).await;
+    let listening = CROWD + 1;
+    assert_eq!(server.info("clients", "tracking_clients").await, listening.to_string(), "all could be told");
+    assert_eq!(server.info("stats", "tracking_total_items").await, "1", "of one key, one client");
+    scene.cluster.servers[2].delete(KEY).await;
+    until("a look of the holder", async || guard.last_answers().denied() == 1).await;
+    assert!(guard.is_valid());
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
 }

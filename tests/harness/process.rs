@@ -71,6 +71,11 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// At once, and without a word.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child, not waited for yet");
     }
