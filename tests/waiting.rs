@@ -179,7 +179,7 @@ async fn a_client_that_is_gone_is_passed_over() {
 
     let released = Instant::now();
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    promptly(next).await.expect("no panic").expect("it is its turn");
+    let _guard = promptly(next).await.expect("no panic").expect("it is its turn");
     assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
     std::mem::forget(gone);
 }
@@ -201,7 +201,7 @@ async fn a_turn_that_nobody_wants_is_passed_on() {
     }
     let released = Instant::now();
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    promptly(next).await.expect("no panic").expect("it is its turn");
+    let _guard = promptly(next).await.expect("no panic").expect("it is its turn");
     assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
     drop(other);
 }
@@ -247,7 +247,7 @@ async fn who_waits_is_woken_over_the_next_connection_too() {
     // It has looked again by now, since it may have been passed over meanwhile: the next time is far off.
     let released = Instant::now();
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    promptly(waiting).await.expect("no panic").expect("it is its turn");
+    let _guard = promptly(waiting).await.expect("no panic").expect("it is its turn");
     assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
 }
 
@@ -309,7 +309,7 @@ async fn who_polls_enters_no_list() {
     until("it has asked some times", async || scene.cluster.servers[0].calls("set").await >= 5).await;
     assert_eq!(scene.listed().await, [0, 0, 0]);
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    promptly(waiting).await.expect("no panic").expect("it asks again");
+    let _guard = promptly(waiting).await.expect("no panic").expect("it asks again");
     drop(scene.holder);
 }
 
@@ -366,5 +366,5 @@ async fn no_more_wait_in_one_client_than_may() {
     assert!(matches!(one_more, Err(AcquireError::Full { max_waiters: 1 })), "{one_more:?}");
     assert!(promptly(redlock.mutex("other").acquire()).await.is_ok(), "another resource");
     drop(guard);
-    promptly(waiting).await.expect("no panic").expect("it is its turn");
+    let _guard = promptly(waiting).await.expect("no panic").expect("it is its turn");
 }
