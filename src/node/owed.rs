@@ -1,6 +1,8 @@
 //! The releases that one node has not answered: sent first when the connection is back, for as long as a key may stand.
 
 use std::collections::VecDeque;
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 
 use crate::protocol::command::{Command, Key, Value, Wake};
 use crate::protocol::time::{Instant, Ttl};
@@ -62,6 +64,20 @@ impl Owed {
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(super) fn len(&self) -> usize {
         self.releases.len()
+    }
+
+    /// What tells two apart that owe the releases of one value.
+    #[cfg(feature = "sim")]
+    pub(crate) fn hash_whosever(&self, hasher: &mut impl Hasher) {
+        for OwedRelease { key: _, value: _, linger_until, until, wake } in &self.releases {
+            (linger_until, until, wake).hash(hasher);
+        }
+    }
+
+    /// Whether nothing is remembered, be it worth sending or not.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_nothing(&self) -> bool {
+        self.releases.is_empty()
     }
 
     /// Whether nothing is owed any more.

@@ -1,5 +1,7 @@
 //! One attempt to win a majority, under one LeaseId and one starting moment: at all nodes at once, or in node order.
 
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::claim::{Action, Draw};
@@ -141,6 +143,15 @@ impl Attempt {
         self.footprint.wrote(node);
         let command = Command::Acquire { key: key.clone(), value: self.value.clone(), ttl };
         out.push(Action::Send { node, round: self.round.id(), command });
+    }
+
+    /// What tells two attempts apart that have the same value, node by node.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Attempt { value: _, jitter, round, footprint, order } = self;
+        (jitter, order).hash(all);
+        round.hash_by_node(all, each);
+        footprint.hash_by_node(each);
     }
 
     /// Whether the nodes are asked one after the other.

@@ -361,6 +361,47 @@ impl Claim {
         }
     }
 
+    /// What tells two claims of one attempt apart, under the same terms and whosever they are: into `all` what concerns no node
+    /// alone, and into `each` what concerns that node. For a search in which clients and nodes are alike.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Claim { patience, state, rounds, failures, splits, last_failure, .. } = self;
+        (patience, rounds, failures, splits).hash(all);
+        (self.since, self.is_listed, self.is_polite).hash(all);
+        self.woken_by.iter().for_each(|node| "woken".hash(&mut each[*node]));
+        std::mem::discriminant(state).hash(all);
+        match state {
+            State::Resting { until, next } => (until, next).hash(all),
+            State::Waiting { until } => until.hash(all),
+            State::Drawing { next } => next.hash(all),
+            State::Attempting(attempt) => attempt.hash_by_node(all, each),
+            State::Looking { round, failed, jitter } => {
+                jitter.hash(all);
+                round.hash_by_node(all, each);
+                failed.is_some().hash(all);
+                failed.iter().for_each(|failed| failed.hash_by_node(all, each));
+            }
+            State::Held(hold) => hold.hash_by_node(all, each),
+            State::Lost { hold, released } => {
+                released.hash(all);
+                hold.hash_by_node(all, each);
+            }
+            State::Releasing { round, hold } => {
+                round.hash_by_node(all, each);
+                hold.hash_by_node(all, each);
+            }
+            State::Ended(hold) => {
+                hold.is_some().hash(all);
+                hold.iter().for_each(|hold| hold.hash_by_node(all, each));
+            }
+        }
+        last_failure.is_some().hash(all);
+        if let Some((why, votes)) = last_failure {
+            why.hash(all);
+            votes.hash_by_node(all, each);
+        }
+    }
+
     /// Where the claim stands.
     pub fn phase(&self) -> Phase {
         match &self.state {
@@ -482,7 +523,9 @@ impl Claim {
 
     fn attempt(&mut self, now: Instant, draw: Draw, out: &mut Vec<Action>) {
         let State::Drawing { next } = self.state else { return };
-        self.since.get_or_insert(now);
+        if self.waits_for_messages() {
+            self.since.get_or_insert(now);
+        }
         let next = match next {
             Next::Attempt(manner) => manner,
             Next::Look => return self.look(now, None, draw.jitter, out),
@@ -563,10 +606,10 @@ impl Claim {
         else {
             return;
         };
-        if self.round_trip.is_zero() {
+        let is_polite = std::mem::take(&mut self.is_polite);
+        if is_polite {
             self.round_trip = round.slowest_answer().unwrap_or_default();
         }
-        let is_polite = std::mem::take(&mut self.is_polite);
         match look {
             Look::Busy { value, free_in } => {
                 self.splits = 0;

@@ -1,6 +1,8 @@
 //! A held lock: its lease, and the extensions that keep it. One extension round at a time; silence changes nothing.
 
 use std::collections::VecDeque;
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::claim::{Action, Ticket};
@@ -119,6 +121,22 @@ impl Hold {
         };
         hold.renew_at = hold.next_renewal(terms, asked_at);
         hold
+    }
+
+    /// What tells two holds apart that have the same value, node by node.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Hold { value: _, lease, footprint, votes, extension, asked, renew_at, verify_at, .. } = self;
+        (lease, asked, renew_at, verify_at).hash(all);
+        let Hold { alarms, longest, jitter, warn_at, linger_until, .. } = self;
+        (alarms, longest, jitter, warn_at, linger_until).hash(all);
+        footprint.hash_by_node(each);
+        votes.hash_by_node(all, each);
+        extension.is_some().hash(all);
+        if let Some(Extension { round, ttl, kind, settled }) = extension {
+            (ttl, kind, settled).hash(all);
+            round.hash_by_node(all, each);
+        }
     }
 
     /// When the loss is signalled: a margin before the validity ends.

@@ -2,6 +2,8 @@
 //! stand at all, which is where a release is owed.
 
 use std::fmt;
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 
 use super::command::{Answer, NodeIndex};
 use super::quorum::Quorum;
@@ -104,6 +106,12 @@ impl Footprint {
             | Answer::Removed(_)
             | Answer::Waiting { .. } => {}
         }
+    }
+
+    /// What tells two apart, node by node.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, each: &mut [H]) {
+        self.0.iter().zip(each).for_each(|(trace, node)| trace.hash(node));
     }
 
     /// Whether a key of ours may stand at a node, now or later.

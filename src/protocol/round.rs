@@ -1,6 +1,8 @@
 //! One question to the nodes, and their answers as they come in. It keeps what each node said; what that means is
 //! decided by whoever asked.
 
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::command::{Answer, NodeIndex, Unknown};
@@ -148,6 +150,20 @@ impl Round {
     /// Where the vote stands.
     pub fn decision(&self, quorum: Quorum) -> Decision {
         quorum.decide(self.tally())
+    }
+
+    /// What tells two rounds apart, node by node, for a search in which the nodes are alike. How long answers took is left out:
+    /// it matters to nothing but reports, and to how long the next attempt rests.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Round { id, asked_at, deadline, heard } = self;
+        (id, asked_at, deadline).hash(all);
+        for (heard, node) in heard.iter().zip(each) {
+            std::mem::discriminant(heard).hash(node);
+            if let Heard::Answer(answer, _) = heard {
+                answer.hash(node);
+            }
+        }
     }
 
     /// The same for people.

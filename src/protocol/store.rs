@@ -252,6 +252,19 @@ impl Store {
         alive.map(|(key, entry)| (key, &entry.value))
     }
 
+    /// What stands, and until when. A search has forgotten what is over.
+    #[cfg(feature = "sim")]
+    pub fn entries(&self) -> impl Iterator<Item = (&Value, Instant)> {
+        self.entries.values().map(|entry| (&entry.value, entry.expires_at))
+    }
+
+    /// Forgets the keys that are over now, as the next command about them would.
+    #[cfg(feature = "sim")]
+    pub fn forget_what_is_over(&mut self, now: Instant) {
+        let precision = self.precision;
+        self.entries.retain(|_, entry| !precision.is_over(now, entry.expires_at));
+    }
+
     /// When the keys are gone, if nothing happens to them.
     #[cfg(feature = "sim")]
     pub fn ends(&self) -> impl Iterator<Item = Instant> {

@@ -1,6 +1,7 @@
 //! What must hold in every history, looked at after every step; and what must hold once everything that went wrong is mended.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use super::world::{ClientIndex, Note, World};
 use crate::protocol::claim::{Claim, Loss, Notice};
@@ -113,6 +114,13 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    /// What was seen of a client's claim, whosever it is: a claim of one attempt has one value to release.
+    pub(super) fn hash_of(&self, client: ClientIndex, hasher: &mut impl Hasher) {
+        let Some(seen) = self.seen.get(client) else { return };
+        let Seen { claim, valid_until, lost, released, over, woken, another_won_at } = seen;
+        (claim, valid_until, lost, released.is_some(), over, woken, another_won_at).hash(hasher);
     }
 
     /// Whether a validity only ever grows, and ends once.

@@ -2,6 +2,7 @@
 //! must be caught. They are adapters around the protocol, at its doors; the protocol itself knows nothing of them.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::fault::FaultClass;
@@ -348,6 +349,11 @@ impl Mutant {
         }
     }
 
+    /// Whether a node does something else than servers do.
+    pub(super) fn changes_nodes(self) -> bool {
+        matches!(self, Mutant::ExtensionShortens | Mutant::ReleaseWithoutComparison | Mutant::SetWithoutNx)
+    }
+
     /// What a transport sends again on a new connection, of what was not answered on the old one.
     pub(super) fn sends_again(self, command: &Command) -> bool {
         self == Mutant::TransportResends && matches!(command, Command::Acquire { .. })
@@ -395,6 +401,22 @@ impl Quirk {
         *self = Quirk::default();
     }
 
+    /// What tells two apart that are whosever: as of [`Claim::hash_by_node`].
+    pub(super) fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Quirk { nodes, first_id: _, attempt, extension, won_at, kept_back } = self;
+        (nodes, won_at).hash(all);
+        for asked in [attempt, extension] {
+            asked.is_some().hash(all);
+            asked.iter().for_each(|asked| asked.hash_by_node(all, each));
+        }
+        for event in kept_back {
+            match event {
+                Event::Answer { round, node, answer } => (round, answer).hash(&mut each[*node]),
+                event => event.hash(all),
+            }
+        }
+    }
+
     fn see(&mut self, action: &Action, now: Instant) {
         match action {
             Action::Send { node, round, command: Command::Acquire { key, value, ttl } } => {
@@ -436,6 +458,14 @@ impl Quirk {
 }
 
 impl Asked {
+    fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Asked { round, key: _, value: _, ttl, first_sent_at, last_sent_at, silent, .. } = self;
+        (round, ttl, first_sent_at, last_sent_at).hash(all);
+        silent.iter().for_each(|node| "silent".hash(&mut each[*node]));
+        let Asked { nodes, granted, denied, unknown, unreachable, .. } = self;
+        (nodes, granted, denied, unknown, unreachable).hash(all);
+    }
+
     fn is_won_among_the_reachable(&self) -> bool {
         self.granted == self.nodes.saturating_sub(self.unreachable) / 2 + 1
     }

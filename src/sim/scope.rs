@@ -36,10 +36,12 @@ pub struct Scope {
     pub exclusive: bool,
     /// Whether clients see the nodes for the first time when they connect. Else they are connected from the start.
     pub strangers: bool,
-    /// Whether clients begin in their order, which spares a search the same histories under other names.
+    /// Whether clients begin in their order, which spares a search the same histories under other names. Not where it
+    /// [folds](Scope::folds): there are more of these, and who has not begun may differ in its connections.
     pub in_order: bool,
-    /// Whether it does not matter which node is which, for a search: not where nodes are asked in their order.
-    pub nodes_are_alike: bool,
+    /// Whether a search looks only once at worlds that go on alike ([`search`](super::search)): those in which clients or nodes
+    /// have changed places, and those that differ in what cannot matter any more.
+    pub folds: bool,
     /// How many parts per million each clock is too fast: first those of the nodes, then those of the clients.
     pub rates: Vec<i32>,
     /// Spreads the jitters; `None` for none.
@@ -156,7 +158,7 @@ impl Scope {
             exclusive: true,
             strangers,
             in_order: false,
-            nodes_are_alike: false,
+            folds: false,
             rates: (0..nodes + clients).map(|_| chance.one_of(&[0, 4_900, -4_900, 1_000])).collect(),
             jitter: Some(seed),
             most_claims: u32::MAX,
@@ -194,6 +196,17 @@ impl Scope {
         self.weather.breaks == 0
             && !self.strangers
             && !self.weather.faults.iter().any(|(class, _)| loses(class))
+    }
+
+    /// Whether every connection lasts, so that nothing is ever owed.
+    pub(super) fn nothing_breaks(&self) -> bool {
+        self.most_breaks == 0 && self.most_faults == 0
+    }
+
+    /// Whether a node that restarts remembers nothing.
+    pub(super) fn restarts_are_empty(&self) -> bool {
+        let remembers = |class: &FaultClass| matches!(class, FaultClass::Crashes | FaultClass::Staleness);
+        !self.weather.faults.iter().any(|(class, _)| remembers(class))
     }
 
     /// Whether clocks may be set, so that keys may stay for longer than anybody would wait.
@@ -276,6 +289,8 @@ pub struct Small {
     pub breaks: u32,
     /// What goes wrong, and how often.
     pub faults: (Vec<FaultClass>, u32),
+    /// Whether worlds that go on alike are looked at once. Not where there are two attempts: the second asks in node order.
+    pub folds: bool,
 }
 
 impl Default for Small {
@@ -292,6 +307,7 @@ impl Default for Small {
             answers_at_once: false,
             breaks: 0,
             faults: (Vec::new(), 0),
+            folds: true,
         }
     }
 }
@@ -305,6 +321,8 @@ impl Small {
         let wishes = Wishes { ttl: TTL, renewal: Renewal::Never, node_timeout, ..Wishes::default() };
         let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
         let (kinds, most_faults) = &self.faults;
+        let is_a_restart = |kind: &FaultClass| matches!(kind, FaultClass::Crashes | FaultClass::Amnesia);
+        let folds = self.folds && self.attempts == 1 && kinds.iter().all(is_a_restart);
         Scope {
             nodes: self.nodes,
             clients: self.clients,
@@ -314,9 +332,8 @@ impl Small {
             mutant,
             exclusive: true,
             strangers: false,
-            in_order: true,
-            // An ordered retry, and a fault at one of them, tells nodes apart.
-            nodes_are_alike: self.attempts == 1 && *most_faults == 0,
+            in_order: !folds,
+            folds,
             rates: Vec::new(),
             jitter: None,
             most_claims: 1,

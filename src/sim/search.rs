@@ -1,17 +1,21 @@
 //! Every history of a small scope: each offer is taken in turn, and a world that was reached before is not looked at again.
 //!
-//! Depth first over clones of the world; of a world that was reached only a fingerprint of 64 bits is kept. (With ten million
+//! Worlds that go on alike are looked at once, where the scope says so; `world/fold.rs` says which these are, and [`verify`] shows
+//! it. Depth first over clones of the world; of a world that was reached only a fingerprint of 64 bits is kept. (With ten million
 //! of them, the chance that two different worlds share one is below one in a hundred thousand.)
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
 
 use super::check::{Checker, Violation};
 use super::choose::Offer;
 use super::part::fingerprint;
 use super::scope::Scope;
-use super::world::{Note, Step, World};
+use super::world::{Folder, Note, Step, World};
 
 /// Where a search ends although it has not seen everything.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +47,14 @@ pub struct Found {
 
 /// Looks at every world that can be reached in a scope.
 pub fn exhaust(scope: &Arc<Scope>, limits: Limits) -> Found {
+    explore(scope, limits).found
+}
+
+fn explore(scope: &Arc<Scope>, limits: Limits) -> Search {
     let begin = Instant::now();
     let mut search = Search {
-        reached: HashSet::new(),
+        reached: HashSet::default(),
+        folder: Folder::new(scope),
         found: Found {
             worlds: 0,
             steps: 0,
@@ -70,7 +79,7 @@ pub fn exhaust(scope: &Arc<Scope>, limits: Limits) -> Found {
             search.found.violation = Some((violation, steps));
             break;
         }
-        if !search.reached.insert(fingerprint(&(&world, &checker))) {
+        if !search.reached.insert(search.folder.fingerprint(&world, &checker)) {
             continue;
         }
         search.found.worlds += 1;
@@ -85,11 +94,86 @@ pub fn exhaust(scope: &Arc<Scope>, limits: Limits) -> Found {
     }
     search.found.complete = path.is_empty();
     search.found.took = begin.elapsed();
-    search.found
+    search
+}
+
+/// What came of a look at how worlds are folded.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// Different worlds that were reached, each for itself.
+    pub worlds: u64,
+    /// Different worlds into which they are folded.
+    pub folded: u64,
+    /// How many steps lead to a violation.
+    pub violations: u64,
+}
+
+/// Looks at every world of a scope for itself, and at where each step leads from there. From all that a search would fold into
+/// one world, the same folded worlds must come next, and the same kinds of violations: then whatever comes of one of them, in
+/// however many steps, comes of each. And the search that folds must reach the same folded worlds.
+///
+/// # Errors
+///
+/// What is different, in words.
+pub fn verify(scope: &Arc<Scope>) -> Result<Verified, String> {
+    let plain = Arc::new(Scope { folds: false, ..(**scope).clone() });
+    let (one_by_one, folder) = (Folder::new(&plain), Folder::new(scope));
+    let mut found = Verified { worlds: 0, folded: 0, violations: 0 };
+    let mut reached: HashSet<u64, FixedState> = HashSet::default();
+    let mut leads_to: HashMap<u64, Vec<u64>, FixedState> = HashMap::default();
+    let mut open = vec![(World::new(plain), Checker::default())];
+    let mut offers = Vec::new();
+    while let Some((world, checker)) = open.pop() {
+        found.worlds += 1;
+        let here = folder.fingerprint(&world.folded(scope), &checker);
+        let mut next = Vec::new();
+        world.offers(&mut offers);
+        for Offer { step, .. } in &offers {
+            let (mut world, mut checker) = (world.clone(), checker.clone());
+            world.perform(*step);
+            if let Err(violation) = checker.look(&world) {
+                found.violations += 1;
+                next.push(fingerprint(&std::mem::discriminant(&violation)));
+                continue;
+            }
+            next.push(folder.fingerprint(&world.folded(scope), &checker));
+            if reached.insert(one_by_one.fingerprint(&world, &checker)) {
+                open.push((world, checker));
+            }
+        }
+        // A step may bring nothing but what is forgotten.
+        next.retain(|there| *there != here);
+        next.sort_unstable();
+        next.dedup();
+        match leads_to.entry(here) {
+            Entry::Vacant(entry) => _ = entry.insert(next),
+            Entry::Occupied(entry) if *entry.get() == next => {}
+            Entry::Occupied(_) => {
+                let steps: Vec<Step> = offers.iter().map(|offer| offer.step).collect();
+                return Err(format!("folded into a world that does not go on like this one: {steps:?}"));
+            }
+        }
+    }
+    found.folded = leads_to.len() as u64;
+    let search = explore(scope, Limits { worlds: u64::MAX, time: Duration::MAX });
+    let is_first = |there: &u64| {
+        *there == folder.fingerprint(&World::new(scope.clone()).folded(scope), &Checker::default())
+    };
+    if search.found.violation.is_some() != (found.violations > 0) {
+        return Err("only one of two searches finds a violation".to_owned());
+    }
+    let missed = leads_to.keys().filter(|there| !search.reached.contains(there) && !is_first(there)).count();
+    if search.found.complete
+        && (missed > 0 || search.reached.iter().any(|there| !leads_to.contains_key(there)))
+    {
+        return Err(format!("the search that folds reaches others, and does not reach {missed}"));
+    }
+    Ok(found)
 }
 
 struct Search {
-    reached: HashSet<u64>,
+    reached: HashSet<u64, FixedState>,
+    folder: Folder,
     found: Found,
 }
 

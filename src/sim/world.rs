@@ -5,6 +5,7 @@
 //! Time passes only by [`Step::Pass`]; everything else happens in no time, so any delay is a matter of what is chosen when.
 
 mod client;
+mod fold;
 mod network;
 mod offers;
 mod server;
@@ -14,6 +15,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use self::client::{Client, Life, LinkState};
+pub(super) use self::fold::Folder;
 use self::network::Wire;
 use self::server::Server;
 pub use self::step::{ClientIndex, Note, Span, Step, WireId};
@@ -67,6 +69,13 @@ impl World {
 
     /// Makes a step happen.
     pub fn perform(&mut self, step: Step) {
+        self.happen(step);
+        if self.scope.folds {
+            self.forget();
+        }
+    }
+
+    fn happen(&mut self, step: Step) {
         self.notes.clear();
         match step {
             Step::Pass(span) => self.now = self.after(span),

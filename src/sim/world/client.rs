@@ -107,7 +107,7 @@ impl Client {
 }
 
 impl Link {
-    fn new(scope: &Scope) -> Self {
+    pub(super) fn new(scope: &Scope) -> Self {
         Link {
             state: LinkState::Down,
             wires: 0,
@@ -120,7 +120,19 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Whether something is to be sent as soon as there is a connection.
+    pub(super) fn is_needed(&self) -> bool {
+        !(self.owed.has_nothing() && self.again.is_empty())
+    }
+}
+
 impl World {
+    /// Whether nothing comes of a client any more but what it has sent and what it owes.
+    pub(super) fn is_done(&self, client: &Client) -> bool {
+        client.begun >= self.scope.most_claims && client.wish.is_none() && client.ending.is_empty()
+    }
+
     pub(super) fn begin(&mut self, client: ClientIndex, wish: usize) {
         let now = self.local(client);
         let (terms, patience) = self.scope.wishes[wish].at(now);

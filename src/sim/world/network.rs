@@ -79,6 +79,23 @@ pub(super) struct Sent {
     pub(super) since: Instant,
 }
 
+impl Wire {
+    /// The commands that have not arrived.
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.requests.iter().filter_map(|request| match request {
+            Request::Hello => None,
+            Request::Command(command) => Some(command),
+        })
+    }
+
+    pub(super) fn commands_mut(&mut self) -> impl Iterator<Item = &mut Command> {
+        self.requests.iter_mut().filter_map(|request| match request {
+            Request::Hello => None,
+            Request::Command(command) => Some(command),
+        })
+    }
+}
+
 impl World {
     pub(super) fn wire(&self, id: WireId) -> Option<&Wire> {
         self.wires.iter().map(|wire| &**wire).find(|wire| wire.id == id)
@@ -191,7 +208,6 @@ impl World {
         let reply = match request {
             Request::Hello => Reply::Hello(server.introduction(time)),
             Request::Command(command) => {
-                server.was_asked_by_the_first |= id.client == 0;
                 let refused = full && server.would_set(time, &command);
                 let answer = match mutant {
                     _ if refused => Answer::Unknown(Unknown::Refused(Refusal::OutOfMemory)),
@@ -242,22 +258,23 @@ impl World {
     }
 
     /// An answer that nobody listens to is heard at once: it changes nothing.
-    fn pass_over_what_nobody_hears(&mut self, id: WireId) {
-        if !self.scope.forgets_releases {
+    pub(super) fn pass_over_what_nobody_hears(&mut self, id: WireId) {
+        if !self.scope.forgets_releases && !self.scope.folds {
             return;
         }
-        let WireId { client, .. } = id;
         while let Some(wire) = self.wire(id) {
-            let listens = |(number, _): (u32, RoundId)| {
-                let Client { wish, ending, .. } = &*self.clients[client];
-                wish.iter().chain(ending).any(|wish| wish.number == number)
-            };
-            let unheard = wire.open.front().is_some_and(|sent| !sent.asked.is_some_and(listens));
+            let unheard = wire.open.front().is_some_and(|sent| !self.is_awaited(id.client, sent));
             if !matches!(wire.answers.front(), Some(Reply::Answer(_))) || !unheard {
                 return;
             }
             self.hear(id);
         }
+    }
+
+    /// Whether a claim is still there that asked.
+    pub(super) fn is_awaited(&self, client: ClientIndex, sent: &Sent) -> bool {
+        let Client { wish, ending, .. } = &*self.clients[client];
+        sent.asked.is_some_and(|(number, _)| wish.iter().chain(ending).any(|wish| wish.number == number))
     }
 
     pub(super) fn hear(&mut self, id: WireId) {

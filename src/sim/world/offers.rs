@@ -10,6 +10,7 @@ use crate::protocol::command::NodeIndex;
 use crate::protocol::time::Instant;
 use crate::sim::choose::Offer;
 use crate::sim::fault::{Fault, FaultClass};
+use crate::sim::scope::Weather;
 
 impl World {
     /// Lists what may happen next.
@@ -83,6 +84,8 @@ impl World {
         }
         for (node, link) in client.links.iter().enumerate() {
             match link.state {
+                // Connections over which nothing comes any more.
+                _ if self.is_over_between(index, node) => {}
                 LinkState::Down if self.server(node).up => {
                     offer(weather.dial, Step::Dial { client: index, node });
                 }
@@ -99,7 +102,8 @@ impl World {
         const MOST_UNDER_WAY: usize = 3;
         let under_way = self.wires.iter().filter(|wire| wire.broken && wire.id.client == client).count();
         if self.is_stranded(client, node) {
-            self.scope.weather.wake
+            let Weather { wake, mending, .. } = self.scope.weather;
+            if wake > 0 { wake } else { mending }
         } else if under_way >= MOST_UNDER_WAY || self.breaks >= self.scope.most_breaks {
             0
         } else {
@@ -112,22 +116,12 @@ impl World {
         !self.scope.in_order || client == 0 || self.clients[client - 1].begun > 0
     }
 
-    /// Nodes are alike as long as nobody asks them in an order: that the first commands of the first client arrive in their
-    /// order loses no history either.
-    fn may_arrive(&self, wire: &Wire) -> bool {
-        let WireId { client, node, .. } = wire.id;
-        !self.scope.nodes_are_alike
-            || client > 0
-            || node == 0
-            || self.servers[node - 1].was_asked_by_the_first
-    }
-
     fn offer_wire(&self, wire: &Wire, offer: &mut impl FnMut(u32, Step)) {
         let weather = &self.scope.weather;
         let WireId { client, node, .. } = wire.id;
         let (server, way) = (self.server(node), self.clients[client].links[node].way);
         let reaches = server.up && !server.stalled && server.boot == wire.boot && way != Way::Shut;
-        if !wire.requests.is_empty() && reaches && self.may_arrive(wire) {
+        if !wire.requests.is_empty() && reaches {
             offer(if wire.broken { weather.late } else { weather.arrive }, Step::Arrive(wire.id));
         }
         if !wire.answers.is_empty()
@@ -230,9 +224,9 @@ impl World {
                     consider(client.dial.when(valid_until));
                 }
             }
-            for link in &client.links {
-                consider(client.dial.when(link.counts_from));
-            }
+            // Who will not ask any more waits for nobody's vote.
+            let links = client.links.iter().filter(|_| !self.is_done(client));
+            links.for_each(|link| consider(client.dial.when(link.counts_from)));
         }
         for server in self.servers.iter().filter(|server| server.up) {
             for expires_at in server.store.ends() {

@@ -29,8 +29,6 @@ pub(super) struct Server {
     pub(super) copy: Option<Store>,
     /// Values that came too late to be undone for sure, or out of an old copy.
     pub(super) late: Vec<Value>,
-    /// A command of the first client has arrived.
-    pub(super) was_asked_by_the_first: bool,
 }
 
 impl World {
@@ -163,7 +161,6 @@ impl Server {
             started_at: Instant::from_nanos(0),
             copy: None,
             late: Vec::new(),
-            was_asked_by_the_first: false,
         }
     }
 
