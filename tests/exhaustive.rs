@@ -38,6 +38,8 @@ fn cases() -> Vec<Case> {
             Small { attempts: 2, abandons: true, listens: true, ..small() }),
         case("2 clients, 1 node: an extension or an alarm", 817_464,
             Small { extensions: 1, alarms: true, listens: true, ..small() }),
+        case("2 clients, 1 node: two attempts, and who waits is woken, or dropped", 91_987,
+            Small { attempts: 2, waits: true, abandons: true, ..small() }),
         case("2 clients, 1 node: dropped futures, a broken connection", 24_042,
             Small { abandons: true, breaks: 1, ..small() }),
         case("2 clients, 1 node that restarts empty", 79_960,
@@ -135,6 +137,7 @@ fn every_pair() -> impl Iterator<Item = (&'static str, &'static str)> {
     const HOLDING: &[&str] = &["Tick", "Answer", "Extend", "Verify", "Release"];
     [
         ("Resting", &["Tick", "Answer", "Abandon"][..]),
+        ("Waiting", &["Tick", "Woken", "Abandon"]),
         ("Drawing", &["Attempt"]),
         ("Attempting", CLAIMING),
         ("Attempting in order", CLAIMING),

@@ -272,6 +272,8 @@ pub struct Small {
     pub nodes: usize,
     /// How many attempts each client makes.
     pub attempts: u32,
+    /// Whether those who want the lock wait for it, and are woken. Else each tries once, or until a split vote is settled.
+    pub waits: bool,
     /// How often a holder extends by hand.
     pub extensions: u64,
     /// Whether holders are told at any time that their keys may have changed.
@@ -299,6 +301,7 @@ impl Default for Small {
             clients: 2,
             nodes: 1,
             attempts: 1,
+            waits: false,
             extensions: 0,
             alarms: false,
             abandons: false,
@@ -322,11 +325,11 @@ impl Small {
         let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
         let (kinds, most_faults) = &self.faults;
         let is_a_restart = |kind: &FaultClass| matches!(kind, FaultClass::Crashes | FaultClass::Amnesia);
-        let folds = self.folds && self.attempts == 1 && kinds.iter().all(is_a_restart);
+        let folds = self.folds && self.attempts == 1 && !self.waits && kinds.iter().all(is_a_restart);
         Scope {
             nodes: self.nodes,
             clients: self.clients,
-            wishes: vec![WishFor { terms, wait: None, without_restarts: false }],
+            wishes: vec![WishFor { terms, wait: self.waits.then_some(TTL), without_restarts: false }],
             precision: Precision::Exact,
             protection: RestartProtection::On,
             mutant,

@@ -48,7 +48,7 @@ pub(in crate::sim) struct Shelf {
 
 /// Takes the fingerprints of worlds.
 pub(in crate::sim) struct Folder {
-    /// All orders of the clients, or only the usual one.
+    /// All orders of the clients.
     orders: Vec<Vec<ClientIndex>>,
     nodes_are_alike: bool,
 }
@@ -56,6 +56,10 @@ pub(in crate::sim) struct Folder {
 impl Folder {
     /// Tells apart in that scope what must be told apart.
     pub(in crate::sim) fn new(scope: &Scope) -> Self {
+        assert!(
+            !scope.folds || scope.nodes <= MOST_NODES,
+            "a world of more than {MOST_NODES} nodes is not folded"
+        );
         let alike = scope.mutant.is_none_or(|mutant| mutant.server_behind(1) == 1);
         // Answers that are known at once are brought in node order. With one such node at a time there is no order.
         let most_away = scope.most_faults.saturating_add(scope.most_breaks);
