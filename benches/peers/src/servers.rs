@@ -1,0 +1,153 @@
+//! Independent servers on free ports of this machine, without persistence, ended when this is dropped; and what they say of
+//! the work they did.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Servers that were started here.
+pub struct Servers {
+    processes: Vec<Child>,
+    /// `host:port` of each.
+    pub addresses: Vec<String>,
+    folder: PathBuf,
+}
+
+impl Servers {
+    /// Starts so many, and waits until they answer.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let folder = std::env::temp_dir().join(format!("redlock-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let mut servers = Servers { processes: Vec::new(), addresses: Vec::new(), folder };
+        // All listeners at once, so that no port is given twice.
+        let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+        let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<io::Result<Vec<_>>>()?;
+        drop(listeners);
+        for port in ports {
+            let process = Command::new("redis-server")
+                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+                .arg("--dir")
+                .arg(&servers.folder)
+                .stdout(Stdio::null())
+                .spawn()?;
+            servers.processes.push(process);
+            servers.addresses.push(format!("127.0.0.1:{port}"));
+        }
+        for address in &servers.addresses {
+            let started = Instant::now();
+            while ask(address, "PING").is_err() {
+                if started.elapsed() > Duration::from_secs(5) {
+                    return Err(io::Error::other(format!("the server at {address} does not answer")));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(servers)
+    }
+
+    /// So many of them.
+    pub fn first(&self, count: usize) -> Vec<String> {
+        self.addresses[..count].to_vec()
+    }
+
+    /// Deletes all keys of these.
+    pub fn flush(nodes: &[String]) {
+        for node in nodes {
+            ask(node, "FLUSHALL SYNC").expect("the server runs");
+        }
+    }
+
+    /// Which servers these are.
+    pub fn version(&self) -> String {
+        let info = ask(&self.addresses[0], "INFO server").expect("the server runs");
+        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+        format!("redis-server {}", version.unwrap_or("of unknown version").trim())
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that is gone already needs no end.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// What servers did up to a moment.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// How often each command was carried out, those in scripts too.
+    calls: BTreeMap<String, u64>,
+    /// Their processor time.
+    pub cpu_us: f64,
+}
+
+impl Work {
+    /// Of these servers together, until now.
+    pub fn of(nodes: &[String]) -> Self {
+        let mut work = Work::default();
+        for node in nodes {
+            let info = ask(node, "INFO everything").expect("the server runs");
+            for line in info.lines() {
+                let Some((name, value)) = line.trim().split_once(':') else { continue };
+                if let Some(command) = name.strip_prefix("cmdstat_") {
+                    let calls = value.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
+                    let calls: u64 = calls.and_then(|calls| calls.parse().ok()).expect("a number of calls");
+                    *work.calls.entry(command.to_owned()).or_default() += calls;
+                } else if matches!(name, "used_cpu_sys" | "used_cpu_user") {
+                    work.cpu_us += value.parse::<f64>().expect("seconds") * 1e6;
+                }
+            }
+        }
+        work
+    }
+
+    /// What was done since.
+    pub fn since(&self, earlier: &Work) -> Work {
+        let before = |command: &String| earlier.calls.get(command).copied().unwrap_or(0);
+        let calls = self.calls.iter().map(|(command, calls)| (command.clone(), calls - before(command)));
+        Work { calls: calls.collect(), cpu_us: self.cpu_us - earlier.cpu_us }
+    }
+
+    /// How often that command was carried out.
+    pub fn calls(&self, command: &str) -> u64 {
+        self.calls.get(command).copied().unwrap_or(0)
+    }
+
+    /// How many commands clients sent: all but those that open a connection, and those that are called in scripts.
+    pub fn sent(&self, in_scripts: &[String]) -> u64 {
+        const OPENING: [&str; 9] =
+            ["hello", "client|", "info", "script|", "ping", "flushall", "auth", "select", "command"];
+        let counts = |command: &str| {
+            !OPENING.iter().any(|opening| command.starts_with(opening))
+                && !in_scripts.iter().any(|inner| inner == command)
+        };
+        self.calls.iter().filter(|(command, _)| counts(command)).map(|(_, calls)| calls).sum()
+    }
+}
+
+/// Asks a server one thing, and returns what it says, without what frames it.
+fn ask(address: &str, question: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "{question}\r\n")?;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let line = line.trim_end();
+    match line.strip_prefix('$') {
+        Some(length) => {
+            let mut text = vec![0; length.parse().map_err(io::Error::other)?];
+            reader.read_exact(&mut text)?;
+            String::from_utf8(text).map_err(io::Error::other)
+        }
+        None if line.starts_with(['+', ':']) => Ok(line[1..].to_owned()),
+        None => Err(io::Error::other(line.to_owned())),
+    }
+}
