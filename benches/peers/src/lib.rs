@@ -4,6 +4,9 @@
 pub mod block;
 pub mod chart;
 pub mod library;
+pub mod measure;
+pub mod plan;
+pub mod report;
 pub mod servers;
 pub mod statistics;
 pub mod wire;

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Servers that were started here.
@@ -23,12 +24,25 @@ impl Servers {
         std::fs::create_dir_all(&folder)?;
         let mut servers = Servers { processes: Vec::new(), addresses: Vec::new(), folder };
         // All listeners at once, so that no port is given twice.
-        let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
-        let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<io::Result<Vec<_>>>()?;
+        let listeners =
+            (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+        let ports = listeners
+            .iter()
+            .map(|listener| Ok(listener.local_addr()?.port()))
+            .collect::<io::Result<Vec<_>>>()?;
         drop(listeners);
         for port in ports {
             let process = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
                 .arg("--dir")
                 .arg(&servers.folder)
                 .stdout(Stdio::null())
@@ -119,17 +133,65 @@ impl Work {
     pub fn calls(&self, command: &str) -> u64 {
         self.calls.get(command).copied().unwrap_or(0)
     }
+}
 
-    /// How many commands clients sent: all but those that open a connection, and those that are called in scripts.
-    pub fn sent(&self, in_scripts: &[String]) -> u64 {
-        const OPENING: [&str; 9] =
-            ["hello", "client|", "info", "script|", "ping", "flushall", "auth", "select", "command"];
-        let counts = |command: &str| {
-            !OPENING.iter().any(|opening| command.starts_with(opening))
-                && !in_scripts.iter().any(|inner| inner == command)
-        };
-        self.calls.iter().filter(|(command, _)| counts(command)).map(|(_, calls)| calls).sum()
+/// Counts the commands that clients send to servers, as the servers tell it: those that scripts call are not among them, nor
+/// those that open a connection. It costs the servers time, so rates are not measured beside it.
+pub struct Monitor {
+    nodes: Vec<String>,
+    counting: Vec<JoinHandle<io::Result<u64>>>,
+}
+
+/// Ends the counting when a server tells of it.
+const END: &str = "the end of the block";
+
+impl Monitor {
+    /// Begins to count.
+    pub fn start(nodes: &[String]) -> io::Result<Self> {
+        let mut counting = Vec::new();
+        for node in nodes {
+            let mut stream = TcpStream::connect(node)?;
+            stream.write_all(b"MONITOR\r\n")?;
+            let mut lines = BufReader::new(stream).lines();
+            let begun = lines.next().transpose()?;
+            if begun.as_deref() != Some("+OK") {
+                return Err(io::Error::other(format!("{begun:?}")));
+            }
+            counting.push(std::thread::spawn(move || count_sent(lines)));
+        }
+        Ok(Monitor { nodes: nodes.to_vec(), counting })
     }
+
+    /// How many there were.
+    pub fn stop(self) -> io::Result<u64> {
+        for node in &self.nodes {
+            ask(node, &format!("ECHO \"{END}\""))?;
+        }
+        self.counting.into_iter().map(|counting| counting.join().expect("no panic")).sum()
+    }
+}
+
+fn count_sent(lines: impl Iterator<Item = io::Result<String>>) -> io::Result<u64> {
+    let mut count = 0;
+    for line in lines {
+        let line = line?;
+        if line.contains(END) {
+            return Ok(count);
+        }
+        count += u64::from(is_sent(&line));
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Whether a line is about a command that a client sent for its locks: `+1700000000.123456 [0 127.0.0.1:4242] "SET" "key"`.
+fn is_sent(line: &str) -> bool {
+    const OPENING: [&str; 10] =
+        ["hello", "client", "info", "script", "ping", "flushall", "auth", "select", "command", "config"];
+    let Some((sender, words)) = line.split_once("] ") else { return false };
+    let mut words = words.split(' ').map(|word| word.trim_matches('"').to_lowercase());
+    let command = words.next().unwrap_or_default();
+    let caching = command == "client" && words.next().as_deref() == Some("caching");
+    !sender.ends_with(" lua") && (caching || !OPENING.contains(&command.as_str()))
 }
 
 /// Asks a server one thing, and returns what it says, without what frames it.
@@ -149,5 +211,23 @@ fn ask(address: &str, question: &str) -> io::Result<String> {
         }
         None if line.starts_with(['+', ':']) => Ok(line[1..].to_owned()),
         None => Err(io::Error::other(line.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_scripts_call_and_what_opens_a_connection_is_not_sent_for_a_lock() {
+        let line = |rest: &str| format!("+1700000000.123456 [0 {rest}");
+        for sent in ["\"SET\" \"a\" \"] lua\"", "\"evalsha\" \"f\"", "\"CLIENT\" \"CACHING\" \"YES\""] {
+            assert!(is_sent(&line(&format!("127.0.0.1:4242] {sent}"))), "{sent}");
+        }
+        for other in ["lua] \"GET\" \"a\"", "127.0.0.1:1] \"HELLO\" \"3\"", "127.0.0.1:1] \"CLIENT\" \"ID\""]
+        {
+            assert!(!is_sent(&line(other)), "{other}");
+        }
+        assert!(!is_sent("+OK"));
     }
 }

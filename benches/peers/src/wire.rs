@@ -164,8 +164,7 @@ impl Connection {
     /// Every reply is one line: `+OK` and `:1` grant, `$-1` and `:0` do not.
     fn take_in(&mut self, length: usize, granted: &mut [u8]) {
         let mut line_begin = self.at_begin;
-        let mut bytes = self.buffer[..length].iter();
-        while let Some(byte) = bytes.next() {
+        for byte in &self.buffer[..length] {
             if line_begin {
                 if self.stragglers > 0 {
                     self.stragglers -= 1;

@@ -100,7 +100,13 @@ async fn renewals(order: &Order) -> Outcome {
     let (after, cpu_us) = (Work::of(&order.nodes).since(&before), cpu_us() - cpu_before);
     assert!(guards.iter().all(Guard::is_valid), "a lock was lost");
     let renewals = (after.calls("evalsha") + after.calls("eval")) / order.nodes.len() as u64;
-    Outcome { seconds: order.seconds, counts: vec![renewals], total: order.tasks as u64, cpu_us, ..Outcome::default() }
+    Outcome {
+        seconds: order.seconds,
+        counts: vec![renewals],
+        total: order.tasks as u64,
+        cpu_us,
+        ..Outcome::default()
+    }
 }
 
 async fn connect(order: &Order, ttl: Duration) -> Redlock {
