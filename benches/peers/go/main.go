@@ -1,4 +1,4 @@
-// One block of work by redsync or bsm/redislock.
+// One block of work by redsync, bsm/redislock or rueidislock.
 package main
 
 import (
@@ -11,6 +11,8 @@ import (
 	redsyncredis "github.com/go-redsync/redsync/v4/redis"
 	"github.com/go-redsync/redsync/v4/redis/goredis/v9"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidislock"
 
 	"redlock-bench-peers/work"
 )
@@ -22,6 +24,8 @@ func main() {
 			return newRedsync(addresses)
 		case "redislock":
 			return newRedislock(addresses[0])
+		case "rueidislock":
+			return newRueidislock(addresses[0])
 		}
 		panic("no such library: " + of)
 	})
@@ -78,4 +82,31 @@ func (m redislockMutex) Acquire() func() {
 		work.Must(err)
 		return func() { work.Must(lock.Release(context.Background())) }
 	}
+}
+
+// rueidislock over one key on one server, as in its own benchmark.
+type rueidislockLocker struct{ rueidislock.Locker }
+
+func newRueidislock(address string) work.Locker {
+	locker, err := rueidislock.NewLocker(rueidislock.LockerOption{
+		ClientOption:   rueidis.ClientOption{InitAddress: []string{address}},
+		KeyValidity:    work.TTL,
+		KeyMajority:    1,
+		NoLoopTracking: true,
+	})
+	work.Must(err)
+	return rueidislockLocker{locker}
+}
+
+func (l rueidislockLocker) Mutex(key string) work.Mutex { return rueidislockMutex{l.Locker, key} }
+
+type rueidislockMutex struct {
+	locker rueidislock.Locker
+	key    string
+}
+
+func (m rueidislockMutex) Acquire() func() {
+	_, cancel, err := m.locker.WithContext(context.Background(), m.key)
+	work.Must(err)
+	return cancel
 }

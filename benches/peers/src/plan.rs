@@ -45,7 +45,7 @@ pub fn programs(folder: &Path) -> Vec<Program> {
         program("redlock", "redlock (Rust)", rust(), "redlock", 2),
         program("redsync", "redsync (Go)", go(), "redsync", 2),
         program("redislock", "bsm/redislock (Go)", go(), "redislock", 2),
-        program("rueidislock", "rueidislock (Go)", vec![target.join("rueidislock-peer")], "rueidislock", 2),
+        program("rueidislock", "rueidislock (Go)", go(), "rueidislock", 2),
         slow(program(
             "node-redlock",
             "node-redlock",
