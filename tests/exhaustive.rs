@@ -38,7 +38,7 @@ fn cases() -> Vec<Case> {
             Small { attempts: 2, abandons: true, listens: true, ..small() }),
         case("2 clients, 1 node: an extension or an alarm", 817_464,
             Small { extensions: 1, alarms: true, listens: true, ..small() }),
-        case("2 clients, 1 node: two attempts, and who waits is woken, or dropped", 91_987,
+        case("2 clients, 1 node: two attempts, and who waits is woken, or dropped", 145_061,
             Small { attempts: 2, waits: true, abandons: true, ..small() }),
         case("2 clients, 1 node: dropped futures, a broken connection", 24_042,
             Small { abandons: true, breaks: 1, ..small() }),
