@@ -62,6 +62,11 @@ impl Sleepers {
     fn leave(&self, key: &Key) {
         lock(&self.0).remove(key);
     }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
 }
 
 impl Bell for Sleepers {

@@ -498,8 +498,65 @@ impl fmt::Debug for Mutex {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
     use crate::memory::MemoryNodes;
+
+    /// Lets everybody else run, until nothing is left to do at this moment.
+    async fn all_run() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_handed_over_to_nobody_is_another_clients() {
+        let nodes = MemoryNodes::new(3);
+        let (ours, theirs) = (nodes.redlock().mutex("a"), nodes.redlock().mutex("a"));
+        let guard = ours.acquire().await.expect("free");
+        let mut next = Box::pin(ours.acquire());
+        assert!((&mut next).now_or_never().is_none());
+        let start = tokio::time::Instant::now();
+        let waiting = tokio::spawn(async move { theirs.acquire().await });
+        all_run().await;
+        // It is handed over to the next one here, who is gone before it knows.
+        guard.release().await.ok().expect("held until now");
+        drop(next);
+        let theirs = waiting.await.expect("no panic").expect("it is its turn");
+        assert!(start.elapsed() < Duration::from_millis(10), "after {:?}", start.elapsed());
+        drop(theirs);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_remembered_who_does_not_wait_any_more() {
+        let nodes = MemoryNodes::new(3);
+        let (holder, other) = (nodes.redlock().mutex("a"), nodes.redlock().mutex("a"));
+        let sleepers = || other.core.doors.sleepers.len();
+        for ending in ["given up", "dropped", "won"] {
+            let guard = holder.acquire().await.expect("free");
+            let mutex = other.clone().wait(Duration::from_millis(300));
+            let waiting = tokio::spawn(async move { mutex.acquire().await });
+            all_run().await;
+            assert_eq!(sleepers(), 1, "{ending}");
+            match ending {
+                "given up" => assert!(waiting.await.expect("no panic").is_err()),
+                "dropped" => {
+                    waiting.abort();
+                    all_run().await;
+                }
+                _ => {
+                    guard.release().await.ok().expect("held until now");
+                    let won = waiting.await.expect("no panic").expect("its turn");
+                    assert_eq!(sleepers(), 0, "while it holds");
+                    won.release().await.ok().expect("held until now");
+                    continue;
+                }
+            }
+            assert_eq!(sleepers(), 0, "{ending}");
+            guard.release().await.ok().expect("held until now");
+        }
+    }
 
     #[tokio::test]
     async fn only_a_wait_that_nobody_asked_for_leaves_out_restarts() {

@@ -172,6 +172,10 @@ impl Place {
     /// Whether the next one here shall have the resource without other clients being woken. Asked once, by a holder that is
     /// done; it then owes them the `debt`.
     pub(crate) fn hands_over(&self, now: Instant, debt: impl FnOnce() -> Debt) -> bool {
+        // It has let go already: whoever drops a release that was begun does so again.
+        if self.permit.is_none() {
+            return false;
+        }
         let turn = self.spot.turn();
         let mut state = lock(&turn.state);
         let may = !state.others_wait || state.hand_overs < MOST_HAND_OVERS;
@@ -242,12 +246,13 @@ impl Drop for Spot {
         if let Some(until) = state.polite_until {
             turns.remember(&self.key, until);
         }
-        if turns.turns.is_empty() {
+        let is_empty = turns.turns.is_empty();
+        drop(turns);
+        // Nobody took it up. It goes out before anybody hears that all have left.
+        drop(state.debt);
+        if is_empty {
             self.places.empty.notify_waiters();
         }
-        drop(turns);
-        // Nobody took it up.
-        drop(state.debt);
     }
 }
 
@@ -308,6 +313,7 @@ mod tests {
         let second = second.now_or_never().expect("its turn").expect("not full");
         second.take_debt().expect("what the first one owes").forgive();
         assert_eq!(paid(&owed), 0, "it holds, and will wake others itself");
+        assert!(!holder.hands_over(START, || debt(&owed)), "it has let go already");
 
         // One that is dropped before its turn leaves the debt to nobody.
         let third = Box::pin(places.enter(&name, START, usize::MAX));

@@ -180,7 +180,7 @@ fn command() -> impl Strategy<Value = Command> {
         3 => (key(), value(), linger(), wake()).prop_map(|(key, value, linger, wake)| {
             Command::Release { key, value, linger, owed_for: Duration::ZERO, wake }
         }),
-        3 => (key(), 0..4u64).prop_map(|(key, millis)| {
+        8 => (key(), 0..4u64).prop_map(|(key, millis)| {
             Command::Enlist { key, waited: Duration::from_millis(millis) }
         }),
         1 => key().prop_map(|key| Command::Delist { key }),

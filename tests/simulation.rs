@@ -83,15 +83,14 @@ fn every_planted_mistake_is_found() {
     assert_eq!(documented.len(), Mutant::ALL.len(), "docs/safety.md knows more mistakes than there are");
 }
 
-/// Two clients hold at once in a history like this, within the budget.
+/// Two clients hold at once in a history like this, within the budget. Others may come first in which a lock is lost whose keys
+/// ended early: what is assumed is broken, and so more than one thing is.
 fn two_hold(story: &str, scope: impl Fn(u64) -> Scope) {
     let budget = if cfg!(debug_assertions) { 3_000 } else { BUDGET };
     let history = |seed| live(&Arc::new(scope(seed)), &mut Seeded::new(seed), STEPS);
-    let found = first_failure(0..budget, history);
-    let (seed, history) = found.unwrap_or_else(|| panic!("{story}: nothing within {budget} histories"));
+    let two = |seed: &u64| matches!(history(*seed).violation, Some(Violation::TwoHolders(..)));
+    let seed = (0..budget).find(two).unwrap_or_else(|| panic!("{story}: nothing within {budget} histories"));
     println!("{story}: seed {seed}");
-    let violation = history.violation.expect("it failed");
-    assert!(matches!(violation, Violation::TwoHolders(..)), "{story}, seed {seed}: {violation}");
 }
 
 #[test]
@@ -172,8 +171,9 @@ fn contended(clients: usize, messages_are_lost: bool) -> Scope {
 fn what_a_grant_costs_does_not_grow_with_those_who_wait() {
     for (clients, most) in [(2, 20), (4, 20), (8, 20), (16, 30), (32, 30)] {
         let mut reached = Reached::default();
-        for seed in 0..4 {
-            let history = live(&Arc::new(contended(clients, false)), &mut Seeded::new(seed), 60_000);
+        let (seeds, steps) = if cfg!(debug_assertions) { (1, 6_000) } else { (4, 60_000) };
+        for seed in 0..seeds {
+            let history = live(&Arc::new(contended(clients, false)), &mut Seeded::new(seed), steps);
             assert!(history.violation.is_none(), "seed {seed}: {history}");
             reached.add(history.reached);
         }

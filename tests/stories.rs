@@ -19,7 +19,7 @@ use redlock_quorum::protocol::command::{
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::protocol::time::{Instant, Ttl};
-use redlock_quorum::protocol::wait::{Patience, WakeBy};
+use redlock_quorum::protocol::wait::{Backoff, Patience, WakeBy};
 
 #[test]
 fn every_story_goes_as_it_is_written() {
@@ -95,6 +95,13 @@ impl Stage {
                 ("node_timeout", timeout) => wishes.node_timeout = Some(length(timeout)),
                 ("hold_at_most", bound) => wishes.hold_at_most = length(bound),
                 ("hold_at_least", bound) => wishes.hold_at_least = length(bound),
+                ("rests", pause) => {
+                    let pause = length(pause);
+                    wishes.backoff = Backoff::custom(move |_| Some(pause));
+                }
+                ("attempts", count) => {
+                    wishes.backoff = wishes.backoff.attempts(count.parse().expect("a number of attempts"));
+                }
                 ("polls", pause) => wishes.wake_by = WakeBy::Poll(length(pause)),
                 ("lets others pass", _) => lets_others_pass = true,
                 ("renewal", "never") => wishes.renewal = Renewal::Never,

@@ -66,8 +66,12 @@ async fn listening(cluster: &Cluster) -> Vec<usize> {
     join_all(channels).await.iter().map(Vec::<String>::len).collect()
 }
 
+/// Long before the lists would expire by themselves.
 async fn nobody_is_listed(cluster: &Cluster) {
-    until("empty lists", async || listed(cluster).await.iter().all(|count| *count == 0)).await;
+    soon(Duration::from_secs(1), async {
+        until("empty lists", async || listed(cluster).await.iter().all(|count| *count == 0)).await;
+    })
+    .await;
 }
 
 async fn client(cluster: &Cluster) -> Redlock {
@@ -234,21 +238,33 @@ async fn a_holder_that_dies_is_waited_for_until_its_keys_are_gone() {
     drop(next);
 }
 
+/// While it was not connected others may have been woken in its place, so it looks as soon as it is connected again. A machine
+/// that is too slow to show that is asked again.
 #[tokio::test]
 async fn who_waits_is_woken_over_the_next_connection_too() {
+    for _ in 0..5 {
+        if listed_again_before_it_looks_by_itself().await {
+            return;
+        }
+    }
+    panic!("it is on the lists again only when it looks by itself");
+}
+
+async fn listed_again_before_it_looks_by_itself() -> bool {
     let scene = Scene::over(3).await;
     let other = client(&scene.cluster).await;
+    let began = Instant::now();
     let waiting = scene.waits(&other).await;
     join_all(scene.cluster.servers.iter().map(Server::kill_clients)).await;
+    join_all(scene.cluster.servers.iter().map(|server| server.delete(LIST))).await;
     until("both are connected again, and listen", async || {
         listening(&scene.cluster).await == [2, 2, 2] && scene.listed().await == [1, 1, 1]
     })
     .await;
-    // It has looked again by now, since it may have been passed over meanwhile: the next time is far off.
-    let released = Instant::now();
+    let in_time = began.elapsed() < EARLIEST_LOOK;
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    let _guard = promptly(waiting).await.expect("no panic").expect("it is its turn");
-    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+    promptly(waiting).await.expect("no panic").expect("it is its turn");
+    in_time
 }
 
 /// A client that may not do all that waiting takes.
@@ -267,6 +283,9 @@ async fn who_may_not_be_woken_asks_again_and_is_told_why() {
         ("resetchannels", "may not listen on the channels"),
         ("-publish", "may not use the wait lists"),
         ("-zrem", "may not use the wait lists"),
+        ("-zadd -exists", "may not use the wait lists"),
+        ("-zpopmin", "may not use the wait lists"),
+        ("-time", "may not use the wait lists"),
         ("resetkeys ~redlock:*", "may not use the wait lists"),
     ] {
         let scene = Scene::over(3).await;

@@ -353,6 +353,8 @@ struct Link {
     wakes: Result<(), &'static str>,
     /// This client may wake others.
     has_lists: bool,
+    /// But not in these namespaces.
+    closed_to: Vec<Box<[u8]>>,
     /// What the server says of itself, as far as it may be asked.
     role: Option<String>,
     mode: Option<String>,
@@ -378,8 +380,8 @@ struct HandedOut {
     again: Vec<Job>,
     /// A release that was owed is carried out: the server takes them.
     owed_was_accepted: bool,
-    /// The user may not use the wait lists of a namespace: from now on it does without all of them.
-    lists_are_closed: bool,
+    /// The namespaces whose wait lists the user may not use: from now on it does without.
+    closed_to: Vec<Box<[u8]>>,
 }
 
 /// No handle is left, nothing is on its way, and nothing is owed: the task ends.
@@ -591,7 +593,8 @@ impl Actor {
                     let heard = (standing, link.tells);
                     let handed_out = self.hand_out((batch, replies), heard, &batches, &waiting);
                     waiting.extend(handed_out.again);
-                    link.has_lists &= !handed_out.lists_are_closed;
+                    link.closed_to.extend(handed_out.closed_to);
+                    link.closed_to.dedup();
                     if handed_out.owed_was_accepted {
                         pause = self.timeouts.node;
                         to_ask = self.owed.len();
@@ -633,12 +636,12 @@ impl Actor {
         link: &Link,
         jobs: &mut [Job],
     ) -> impl Future<Output = redis::RedisResult<Vec<Wire>>> + use<> {
-        let lists = self.messages.lists(link);
         let mut pipeline = redis::Pipeline::with_capacity(jobs.len());
         for job in &mut *jobs {
             if link.tells && job.is_watching {
                 pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
             }
+            let lists = self.messages.lists(link, job.command.key());
             job.has_list = lists != Lists::Closed && job.command.concerns_list();
             pipeline.add_command(encode(&job.command, job.form, lists));
         }
@@ -659,7 +662,7 @@ impl Actor {
         waiting: &[Job],
     ) -> HandedOut {
         let mut again = Vec::new();
-        let (mut owed_was_accepted, mut lists_are_closed) = (false, false);
+        let (mut owed_was_accepted, mut closed_to) = (false, Vec::new());
         let now = self.clock.now();
         let (mut jobs, mut replies) = (VecDeque::from(batch.jobs), replies.into_iter());
         while let Some(mut job) = jobs.pop_front() {
@@ -668,9 +671,12 @@ impl Actor {
             }
             let Some(reply) = replies.next() else { break };
             match decode(&job.command, reply) {
-                // Not for want of rights to the key, but to the list beside it: nothing was done.
-                Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission))) if job.has_list => {
-                    lists_are_closed = true;
+                // Maybe not for want of rights to the key, but to the list beside it, or because the two are too much for a proxy:
+                // nothing was done, and it is asked without the list.
+                Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission | Refusal::Cluster)))
+                    if job.has_list =>
+                {
+                    closed_to.push(job.command.key().namespace().into());
                     again.push(job);
                 }
                 Read::Answer(Answer::Unknown(unknown)) => self.fail(job, unknown),
@@ -692,7 +698,7 @@ impl Actor {
                 }
             }
         }
-        HandedOut { again, owed_was_accepted, lists_are_closed }
+        HandedOut { again, owed_was_accepted, closed_to }
     }
 
     /// So many of the releases that are owed, at most.
@@ -717,7 +723,11 @@ impl Actor {
         let releases = waiting.iter().filter(|job| matches!(job.command, Command::Release { .. }));
         let mut pipeline = redis::Pipeline::new();
         releases.for_each(|job| {
-            pipeline.add_command(encode(&job.command, Form::Full, self.messages.lists(link)));
+            pipeline.add_command(encode(
+                &job.command,
+                Form::Full,
+                self.messages.lists(link, job.command.key()),
+            ));
         });
         if !pipeline.is_empty() {
             let mut connection = link.connection.clone();
@@ -902,6 +912,7 @@ where
         tells,
         wakes,
         has_lists,
+        closed_to: Vec::new(),
         role,
         mode,
         run_id,

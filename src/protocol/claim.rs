@@ -204,6 +204,8 @@ pub struct Claim {
     is_listed: bool,
     /// Others are let pass before it tries.
     is_polite: bool,
+    /// A look that is taken earlier does not count as a failure.
+    counts_again_at: Instant,
     /// The nodes that have woken it since it last asked them.
     woken_by: Vec<NodeIndex>,
     /// What the last failed attempt found.
@@ -217,7 +219,7 @@ impl Hash for Claim {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Claim { key, signature, terms: _, patience, state, .. } = self;
         let counters = (self.rounds, self.failures, self.splits, self.round_trip);
-        let waiting = (self.since, self.is_listed, self.is_polite, &self.woken_by);
+        let waiting = (self.since, self.is_listed, self.is_polite, self.counts_again_at, &self.woken_by);
         (key, signature, patience, state, counters, waiting, &self.last_failure).hash(hasher);
     }
 }
@@ -293,6 +295,7 @@ impl Claim {
             since: None,
             is_listed: false,
             is_polite: false,
+            counts_again_at: Instant::from_nanos(0),
             woken_by: Vec::new(),
             last_failure: None,
             round_trip: Duration::ZERO,
@@ -367,7 +370,7 @@ impl Claim {
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
         let Claim { patience, state, rounds, failures, splits, last_failure, .. } = self;
         (patience, rounds, failures, splits).hash(all);
-        (self.since, self.is_listed, self.is_polite).hash(all);
+        (self.since, self.is_listed, self.is_polite, self.counts_again_at).hash(all);
         self.woken_by.iter().for_each(|node| "woken".hash(&mut each[*node]));
         std::mem::discriminant(state).hash(all);
         match state {
@@ -614,7 +617,9 @@ impl Claim {
             Look::Busy { value, free_in } => {
                 self.splits = 0;
                 // An attempt that would be in vain is not made, but it counts.
-                self.failures = self.failures.saturating_add(u32::from(failed.is_none()));
+                let counts = now >= self.counts_again_at;
+                self.failures = self.failures.saturating_add(u32::from(failed.is_none() && counts));
+                let counts = counts || failed.is_some();
                 // Whoever writes other values releases in another way, and wakes nobody.
                 let is_ours = value.holder().is_some();
                 self.remember(Why::Held { by: Some(value) }, failed, &round);
@@ -622,7 +627,7 @@ impl Claim {
                     && round.count(|answer| matches!(answer.said(), Answer::Enlisted(_)))
                         >= self.terms.quorum.majority()
                 {
-                    self.wait(now, jitter, free_in, out);
+                    self.wait(now, jitter, free_in, counts, out);
                 } else {
                     self.rest(now, jitter, free_in, out);
                 }
@@ -661,10 +666,23 @@ impl Claim {
 
     /// Sleeps until a message wakes it; and, since messages may be lost and a holder may die, at most until its keys run
     /// out, or for a second. A back-off that is counted goes on as it would without messages.
-    fn wait(&mut self, now: Instant, jitter: u64, free_in: Option<Duration>, out: &mut Vec<Action>) {
+    fn wait(
+        &mut self,
+        now: Instant,
+        jitter: u64,
+        free_in: Option<Duration>,
+        counts: bool,
+        out: &mut Vec<Action>,
+    ) {
         let backoff = &self.terms.backoff;
-        let Some(pause) = backoff.delay(self.failures, jitter) else { return self.give_up(now, out) };
-        let sleep = if backoff.is_counted() { pause } else { second_half(LONGEST_SLEEP, jitter) };
+        if counts {
+            let Some(pause) = backoff.delay(self.failures, jitter) else { return self.give_up(now, out) };
+            self.counts_again_at = if backoff.is_counted() { now + pause } else { now };
+        }
+        let mut sleep = second_half(LONGEST_SLEEP, jitter);
+        if backoff.is_counted() {
+            sleep = sleep.min(self.counts_again_at.since(now));
+        }
         let freed = free_in.map_or(Duration::MAX, |free_in| free_in + backoff.spread(jitter));
         self.state = State::Waiting { until: now + sleep.min(freed) };
         self.heed_messages(now, out);

@@ -62,6 +62,12 @@ impl Key {
         &self.bytes
     }
 
+    /// The bytes of the namespace.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn namespace(&self) -> &[u8] {
+        &self.bytes[..self.namespace]
+    }
+
     /// The name of the wait list beside this lock key: `{namespace}#wait:{resource}`.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn wait_list(&self) -> Vec<u8> {
@@ -272,9 +278,9 @@ impl Command {
     }
 }
 
-#[cfg(feature = "sim")]
 impl Command {
     /// The key that it is about.
+    #[cfg_attr(not(any(feature = "sim", feature = "redis")), allow(dead_code))]
     pub fn key(&self) -> &Key {
         match self {
             Command::Acquire { key, .. }
@@ -288,6 +294,7 @@ impl Command {
     }
 
     /// The value that it writes or compares.
+    #[cfg(feature = "sim")]
     pub fn value(&self) -> Option<&Value> {
         match self {
             Command::Acquire { value, .. }

@@ -77,7 +77,8 @@ pub enum WakeBy {
     #[default]
     Message,
     /// By asking again, after a random rest of at least half of this and at most this: at least 1 ms. Nothing is kept at the
-    /// nodes for it.
+    /// nodes for it. Nobody knows of one who polls, so nobody lets it pass: among clients that want the lock all the time it
+    /// may wait for long.
     Poll(Duration),
 }
 

@@ -3,9 +3,10 @@
 --
 -- KEYS[1]  the lock key
 -- KEYS[2]  its wait list; left out where nobody is to be woken
--- ARGV[1]  the value, compared whole; '' to delete nothing, and only to leave the wait list
+-- ARGV[1]  the value, compared whole
 -- ARGV[2]  '0', or for how many milliseconds the key shall still exclude others before it expires by itself
--- ARGV[3]  with a wait list: 'next' to wake one, 'peek' to see whether there is one
+-- ARGV[3]  with a wait list: 'next' to wake one, 'peek' to see whether there is one; 'leave' to delete nothing, only to leave
+--          the list, and to wake the next one where the key is free
 -- ARGV[4]  with a wait list: the channel of whoever asks, which is not woken; '' if it has none
 --
 -- Returns 1 if the key is deleted or expires so, 2 if besides somebody waits or was woken, 0 if it was missing, -1 if another
@@ -14,7 +15,7 @@
 local value = redis.call('GET', KEYS[1])
 local result = 0
 
-if ARGV[1] == '' then
+if ARGV[3] == 'leave' then
   redis.pcall('ZREM', KEYS[2], ARGV[4])
 elseif value == ARGV[1] then
   if ARGV[2] ~= '0' then

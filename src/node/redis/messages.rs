@@ -10,7 +10,7 @@ use super::wire::{Form, Lists};
 use super::{Job, Link};
 use crate::clock::Clock;
 use crate::node::{Bell, Reply};
-use crate::protocol::command::{Command, Key, NodeIndex, Waiter};
+use crate::protocol::command::{Command, Key, NodeIndex, Refusal, Waiter};
 
 /// What one client hears of one server, over all connections to it.
 pub(super) struct Messages {
@@ -43,11 +43,16 @@ impl Messages {
 
     /// Listens on a new connection, and finds out what the user may do. Leaves nothing at the server.
     pub(super) fn ask(&self, questions: &mut Pipeline, has_messages: bool) {
-        let channel = &*self.waiter.0;
+        let (channel, list) = (&*self.waiter.0, Key::of_lock(&self.namespace, b"-").wait_list());
         if has_messages {
             questions.cmd("SUBSCRIBE").arg(channel);
         }
-        questions.cmd("ZREM").arg(Key::of_lock(&self.namespace, b"-").wait_list()).arg(channel);
+        // All that the scripts do with a list, so that it changes nothing.
+        questions.cmd("TIME");
+        questions.cmd("EXISTS").arg(&list);
+        questions.cmd("ZADD").arg(&list).arg("XX").arg(0).arg(channel);
+        questions.cmd("ZREM").arg(&list).arg(channel);
+        questions.cmd("ZPOPMIN").arg(&list).arg(0);
         questions.cmd("PUBLISH").arg(channel).arg("");
     }
 
@@ -57,10 +62,13 @@ impl Messages {
         replies: &mut impl Iterator<Item = Wire>,
         has_messages: bool,
     ) -> (Result<(), NoMessages>, bool) {
-        let mut is_granted = || replies.next().is_some_and(|reply| !matches!(reply, Wire::ServerError(_)));
-        let listens = has_messages && is_granted();
-        let (may_write, may_publish) = (is_granted(), is_granted());
-        let has_lists = may_write && may_publish;
+        let mut is_allowed = || match replies.next() {
+            // Only this is for good: a server that cannot write now may do so in a moment.
+            Some(Wire::ServerError(error)) => Refusal::from_code(error.code()) != Refusal::NoPermission,
+            reply => reply.is_some(),
+        };
+        let listens = has_messages && is_allowed();
+        let has_lists = (0..6).fold(true, |all, _| is_allowed() && all);
         let wakes = match (has_messages, listens, has_lists) {
             (false, ..) => Err(OLD_PROTOCOL),
             (_, false, _) => Err(NO_CHANNEL),
@@ -70,9 +78,12 @@ impl Messages {
         (wakes, has_lists)
     }
 
-    pub(super) fn lists(&self, link: &Link) -> Lists<'_> {
+    /// What may be done with the wait list of a key.
+    pub(super) fn lists(&self, link: &Link, key: &Key) -> Lists<'_> {
         match link.wakes {
-            _ if !link.has_lists => Lists::Closed,
+            _ if !link.has_lists || link.closed_to.iter().any(|other| **other == *key.namespace()) => {
+                Lists::Closed
+            }
             Ok(()) => Lists::WokenOn(&self.waiter.0),
             Err(_) => Lists::WakesOthers,
         }

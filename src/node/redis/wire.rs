@@ -112,7 +112,7 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>) -> Cmd {
         }
         Command::Delist { key } if lists != Lists::Closed => {
             let mut delist = call_with_list(&RELEASE, form, key);
-            delist.arg("").arg(0).arg("next").arg(channel);
+            delist.arg("").arg(0).arg("leave").arg(channel);
             delist
         }
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
@@ -273,7 +273,7 @@ mod tests {
             (enlist, open, "2 redlock:k redlock#wait:k c 7000 3000".to_owned()),
             (enlist, Lists::WakesOthers, "1 redlock:k".to_owned()),
             (enlist, Lists::Closed, "1 redlock:k".to_owned()),
-            (&leave, open, "2 redlock:k redlock#wait:k  0 next c".to_owned()),
+            (&leave, open, "2 redlock:k redlock#wait:k  0 leave c".to_owned()),
             (&leave, Lists::Closed, "1 redlock:k".to_owned()),
         ] {
             let text = text(command, Form::Hashed, lists);
