@@ -44,11 +44,11 @@ fn cases() -> Vec<Case> {
             Small { abandons: true, breaks: 1, ..small() }),
         case("2 clients, 1 node that restarts empty", 79_960,
             Small { faults: a_restart(), ..small() }),
-        case("2 clients, 2 nodes", 12_969,
+        case("2 clients, 2 nodes", 13_168,
             Small { nodes: 2, ..small() }),
         case("2 clients, 2 nodes: two attempts, no timers", 409_515,
             Small { nodes: 2, attempts: 2, timers: false, ..small() }),
-        case("2 clients, 2 nodes: an extension, no timers", 9_642,
+        case("2 clients, 2 nodes: an extension, no timers", 9_874,
             Small { nodes: 2, extensions: 1, timers: false, ..small() }),
     ]
 }
@@ -58,10 +58,10 @@ fn cases() -> Vec<Case> {
 fn majorities() -> Vec<Case> {
     let three = || Small { nodes: 3, timers: false, ..Small::default() };
     vec![
-        case("2 clients, 3 nodes, no timers", 11_280, three()),
-        case("2 clients, 3 nodes of which one restarts empty, no timers, answers at once", 190_842,
+        case("2 clients, 3 nodes, no timers", 11_452, three()),
+        case("2 clients, 3 nodes of which one restarts empty, no timers, answers at once", 193_815,
             Small { faults: a_restart(), answers_at_once: true, ..three() }),
-        case("3 clients, 3 nodes, no timers, answers at once", 45_333,
+        case("3 clients, 3 nodes, no timers, answers at once", 51_883,
             Small { clients: 3, answers_at_once: true, ..three() }),
     ]
 }
@@ -71,10 +71,10 @@ fn majorities() -> Vec<Case> {
 fn larger_cases() -> Vec<Case> {
     let three = || Small { nodes: 3, timers: false, ..Small::default() };
     vec![
-        case("2 clients, 2 nodes of which one restarts empty", 1_584_000,
+        case("2 clients, 2 nodes of which one restarts empty", 1_618_456,
             Small { nodes: 2, faults: a_restart(), ..Small::default() }),
-        case("3 clients, 3 nodes, no timers", 1_381_566, Small { clients: 3, ..three() }),
-        case("2 clients, 3 nodes of which one restarts empty, no timers", 2_506_101, Small { faults: a_restart(), ..three() }),
+        case("3 clients, 3 nodes, no timers", 1_424_575, Small { clients: 3, ..three() }),
+        case("2 clients, 3 nodes of which one restarts empty, no timers", 2_515_143, Small { faults: a_restart(), ..three() }),
         case("3 clients, 1 node: two attempts", 24_789_812,
             Small { clients: 3, attempts: 2, ..Small::default() }),
     ]
@@ -243,15 +243,11 @@ fn more_worlds_that_are_looked_at_once_go_on_alike() {
     let at_once = || Small { answers_at_once: true, ..two() };
     for (mutant, small) in [
         (None, Small { nodes: 3, ..at_once() }),
-        (None, Small { clients: 3, ..at_once() }),
         (None, Small { extensions: 1, ..at_once() }),
         (None, Small { breaks: 1, ..at_once() }),
         (None, Small { breaks: 1, abandons: true, ..one() }),
-        (None, Small { faults: a_restart(), ..one() }),
         (None, Small { faults: a_restart(), ..at_once() }),
-        (Some(Mutant::HalfIsAMajority), two()),
-        (Some(Mutant::TooLateUnnoticed), Small { breaks: 1, ..at_once() }),
-        (Some(Mutant::RestartedNodeVotes), Small { faults: a_restart(), ..at_once() }),
+        (Some(Mutant::SetWithoutNx), Small { breaks: 1, ..at_once() }),
     ] {
         look_one_by_one(mutant, &small);
     }

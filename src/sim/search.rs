@@ -119,7 +119,8 @@ pub fn verify(scope: &Arc<Scope>) -> Result<Verified, String> {
     let plain = Arc::new(Scope { folds: false, ..(**scope).clone() });
     let (one_by_one, folder) = (Folder::new(&plain), Folder::new(scope));
     let mut found = Verified { worlds: 0, folded: 0, violations: 0 };
-    let mut reached: HashSet<u64, FixedState> = HashSet::default();
+    // Into what each world is folded.
+    let mut reached: HashMap<u64, u64, FixedState> = HashMap::default();
     let mut leads_to: HashMap<u64, Vec<u64>, FixedState> = HashMap::default();
     let mut open = vec![(World::new(plain), Checker::default())];
     let mut offers = Vec::new();
@@ -136,9 +137,12 @@ pub fn verify(scope: &Arc<Scope>) -> Result<Verified, String> {
                 next.push(fingerprint(&std::mem::discriminant(&violation)));
                 continue;
             }
-            next.push(folder.fingerprint(&world.folded(scope), &checker));
-            if reached.insert(one_by_one.fingerprint(&world, &checker)) {
-                open.push((world, checker));
+            match reached.entry(one_by_one.fingerprint(&world, &checker)) {
+                Entry::Occupied(entry) => next.push(*entry.get()),
+                Entry::Vacant(entry) => {
+                    next.push(*entry.insert(folder.fingerprint(&world.folded(scope), &checker)));
+                    open.push((world, checker));
+                }
             }
         }
         // A step may bring nothing but what is forgotten.
