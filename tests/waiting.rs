@@ -263,7 +263,7 @@ async fn listed_again_before_it_looks_by_itself() -> bool {
     .await;
     let in_time = began.elapsed() < EARLIEST_LOOK;
     promptly(scene.guard.release()).await.ok().expect("held until now");
-    promptly(waiting).await.expect("no panic").expect("it is its turn");
+    let _guard = promptly(waiting).await.expect("no panic").expect("it is its turn");
     in_time
 }
 
