@@ -313,12 +313,11 @@ mod tests {
         let second = second.now_or_never().expect("its turn").expect("not full");
         second.take_debt().expect("what the first one owes").forgive();
         assert_eq!(paid(&owed), 0, "it holds, and will wake others itself");
-        assert!(!holder.hands_over(START, || debt(&owed)), "it has let go already");
 
         // One that is dropped before its turn leaves the debt to nobody.
-        let third = Box::pin(places.enter(&name, START, usize::MAX));
-        let mut third = third;
+        let mut third = Box::pin(places.enter(&name, START, usize::MAX));
         assert!((&mut third).now_or_never().is_none());
+        assert!(!holder.hands_over(START, || debt(&owed)), "somebody waits, but it has let go already");
         assert!(second.hands_over(START, || debt(&owed)));
         drop(third);
         drop(second);
