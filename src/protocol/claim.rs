@@ -39,8 +39,7 @@ use super::wait::{LONGEST_SLEEP, Patience, WakeBy, fraction, second_half};
 /// How many ordered attempts settle a split vote before the claim rests like one that met a holder.
 const SPLITS: u32 = 8;
 
-/// For how long the messages of a majority are waited for when the first of them is there; or, where that is more, a round
-/// trip.
+/// How soon a claim that leaves others a moment tries or looks again: then, or after a round trip where that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(2);
 
 /// What happens to a claim. Time passes with every event; [`Tick`](Event::Tick) is nothing but time.
@@ -208,6 +207,8 @@ pub struct Claim {
     counts_again_at: Instant,
     /// The nodes that have woken it since it last asked them.
     woken_by: Vec<NodeIndex>,
+    /// It was woken, tried, and others had the resource: from then on one message is not enough.
+    was_woken_in_vain: bool,
     /// What the last failed attempt found.
     last_failure: Option<(Why, Round)>,
     /// How long the nodes took to answer the last attempt that asked them all at once.
@@ -219,7 +220,14 @@ impl Hash for Claim {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Claim { key, signature, terms: _, patience, state, .. } = self;
         let counters = (self.rounds, self.failures, self.splits, self.round_trip);
-        let waiting = (self.since, self.is_listed, self.is_polite, self.counts_again_at, &self.woken_by);
+        let waiting = (
+            &self.woken_by,
+            self.was_woken_in_vain,
+            self.since,
+            self.is_listed,
+            self.is_polite,
+            self.counts_again_at,
+        );
         (key, signature, patience, state, counters, waiting, &self.last_failure).hash(hasher);
     }
 }
@@ -297,6 +305,7 @@ impl Claim {
             is_polite: false,
             counts_again_at: Instant::from_nanos(0),
             woken_by: Vec::new(),
+            was_woken_in_vain: false,
             last_failure: None,
             round_trip: Duration::ZERO,
         }
@@ -370,7 +379,7 @@ impl Claim {
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
         let Claim { patience, state, rounds, failures, splits, last_failure, .. } = self;
         (patience, rounds, failures, splits).hash(all);
-        (self.since, self.is_listed, self.is_polite, self.counts_again_at).hash(all);
+        (self.since, self.is_listed, self.is_polite, self.counts_again_at, self.was_woken_in_vain).hash(all);
         self.woken_by.iter().for_each(|node| "woken".hash(&mut each[*node]));
         std::mem::discriminant(state).hash(all);
         match state {
@@ -574,6 +583,7 @@ impl Claim {
     fn failed(&mut self, now: Instant, attempt: Attempt, out: &mut Vec<Action>) {
         attempt.roll_back((&self.key, &self.terms), out);
         self.failures = self.failures.saturating_add(1);
+        self.was_woken_in_vain |= !self.woken_by.is_empty();
         if attempt.tally().unknown > self.terms.quorum.spare() {
             return self.rest_without_quorum(now, attempt.round, attempt.jitter, out);
         }
@@ -700,12 +710,16 @@ impl Claim {
         }
     }
 
-    /// When a majority is free, and says that it is this claim's turn, it tries. The lists may differ from node to node, so
-    /// one that is woken by fewer looks again after a moment, and leaves its turn to the one that is woken by more.
+    /// With the first message it tries: the node that sent it is free, and the release that freed it went to all at once.
+    ///
+    /// The lists may differ from node to node, and a node may be free that has forgotten the holder's key, or never got it.
+    /// So whoever has tried in vain believes no fewer than a majority from then on, and looks after a moment if fewer wake it;
+    /// else those who wait would wake each other, by undoing what they got, for as long as the lock is held.
     fn heed_messages(&mut self, now: Instant, out: &mut Vec<Action>) {
         let soon = now + self.grace();
         let State::Waiting { until } = &mut self.state else { return };
-        if self.woken_by.len() >= self.terms.quorum.majority() {
+        let enough = if self.was_woken_in_vain { self.terms.quorum.majority() } else { 1 };
+        if self.woken_by.len() >= enough {
             self.draw_for(Next::Attempt(Manner::Parallel), out);
         } else if !self.woken_by.is_empty() {
             *until = soon.min(*until);

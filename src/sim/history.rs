@@ -160,6 +160,9 @@ impl fmt::Display for History {
     }
 }
 
+/// So many steps at one moment are a circle.
+const MOST_AT_ONCE: u32 = 10_000;
+
 /// A world that is looked at.
 struct Life {
     world: World,
@@ -225,13 +228,16 @@ impl Life {
     fn settle(&mut self, bound: Duration) -> Result<(), Violation> {
         let until = self.world.now() + bound * 2 * u32::try_from(self.world.scope().clients).unwrap_or(1);
         let mut offers = Vec::new();
+        let mut at_once = 0;
         while !(self.world.is_quiet() && self.world.is_connected()) {
             self.world.offers(&mut offers);
             let next = offers.iter().filter_map(|offer| Some((self.urgency(offer)?, offer.step)));
             let next = next.min().map_or(Step::Pass(Span::UntilDue), |(_, step)| step);
             let before = self.world.now();
             self.calm_step(next)?;
-            let stuck = next == Step::Pass(Span::UntilDue) && self.world.now() == before;
+            let stands_still = self.world.now() == before;
+            at_once = if stands_still { at_once + 1 } else { 0 };
+            let stuck = stands_still && (next == Step::Pass(Span::UntilDue) || at_once == MOST_AT_ONCE);
             if stuck || self.world.now() > until {
                 return Err(Violation::NoProgress(self.waiting().unwrap_or(0)));
             }

@@ -77,11 +77,13 @@ pub enum Mutant {
     ChangeIsJudgedByAge,
     /// Who waits for a message does not look by itself.
     MessagesAreTrusted,
+    /// The message of one node is as good as those of a majority, also to who was woken in vain before.
+    OneMessageIsEnough,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 30] = [
+    pub const ALL: [Mutant; 31] = [
         Mutant::ReusedLeaseId,
         Mutant::ValidFromTheReply,
         Mutant::StartMovedInTheOrderedRetry,
@@ -112,6 +114,7 @@ impl Mutant {
         Mutant::PromotedReplicaIsOld,
         Mutant::ChangeIsJudgedByAge,
         Mutant::MessagesAreTrusted,
+        Mutant::OneMessageIsEnough,
     ];
 
     /// The number of nodes with which it shows, if not with any.
@@ -178,6 +181,15 @@ impl Mutant {
     ) -> bool {
         match event {
             Event::Tick => !self.sleeps(claim, quirk),
+            Event::Woken { node } => {
+                let waits = claim.state() == "Waiting" && mail.is_empty();
+                if self == Mutant::OneMessageIsEnough && waits {
+                    let node = *node;
+                    let others = (0..quirk.nodes).filter(|other| *other != node);
+                    mail.extend(others.map(|node| Event::Woken { node }));
+                }
+                true
+            }
             Event::Answer { round, node, answer } => {
                 let (round, node) = (*round, *node);
                 quirk.hear(round, node, answer);

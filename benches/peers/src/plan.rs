@@ -169,8 +169,10 @@ pub fn cases(quick: bool) -> Vec<Case> {
     }
     add("contended", 3, 8, &["ours-1", "rslock-1", "redsync"], 4, 0.8);
     add("clients", 3, 64, &["ours-1", "rslock-1", "redsync"], 6, 1.5);
-    for processes in [2, 8, 64] {
-        add("processes", 3, processes, &["ours-1", "rslock-1", "redsync"], 4, 1.5);
+    for &nodes in sizes {
+        for processes in [2, 8, 64] {
+            add("processes", nodes, processes, &["ours-1", "rslock-1", "redsync"], 4, 1.5);
+        }
     }
     add("loop", 1, 2, &["counted-2", "redislock", "rueidislock", "counted-1"], 8, 0.5);
 
