@@ -68,12 +68,12 @@ impl Key {
         &self.bytes[..self.namespace]
     }
 
-    /// The name of the wait list beside this lock key: `{namespace}#wait:{resource}`.
+    /// The name of the wait list beside this lock key, in pieces: `{namespace}#wait:{resource}`.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
-    pub fn wait_list(&self) -> Vec<u8> {
+    pub fn wait_list(&self) -> [&[u8]; 3] {
         let (namespace, rest) = self.bytes.split_at(self.namespace);
         let resource = if namespace.is_empty() { rest } else { &rest[1..] };
-        [namespace, LIST_MARK, resource].concat()
+        [namespace, LIST_MARK, resource]
     }
 
     /// The lock key beside a wait list: no namespace has a `#` in it.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use redis::{Pipeline, PushInfo, PushKind, Value as Wire};
 use tokio::sync::mpsc;
 
+use super::handshake::Link;
 use super::wire::{Form, Lists};
-use super::{Job, Link};
+use super::{Errand, Job};
 use crate::clock::Clock;
 use crate::node::{Bell, Reply};
 use crate::protocol::command::{Command, Key, NodeIndex, Refusal, Waiter};
@@ -19,7 +20,7 @@ pub(super) struct Messages {
     bell: Arc<dyn Bell>,
     namespace: Arc<str>,
     /// To pass on a turn that nobody here waits for.
-    jobs: mpsc::WeakUnboundedSender<Job>,
+    errands: mpsc::WeakUnboundedSender<Errand>,
     clock: Arc<dyn Clock>,
 }
 
@@ -36,14 +37,14 @@ impl Messages {
         node: NodeIndex,
         bell: Arc<dyn Bell>,
         namespace: Arc<str>,
-        (jobs, clock): (mpsc::WeakUnboundedSender<Job>, Arc<dyn Clock>),
+        (errands, clock): (mpsc::WeakUnboundedSender<Errand>, Arc<dyn Clock>),
     ) -> Self {
-        Messages { waiter, node, bell, namespace, jobs, clock }
+        Messages { waiter, node, bell, namespace, errands, clock }
     }
 
     /// Listens on a new connection, and finds out what the user may do. Leaves nothing at the server.
     pub(super) fn ask(&self, questions: &mut Pipeline, has_messages: bool) {
-        let (channel, list) = (&*self.waiter.0, Key::of_lock(&self.namespace, b"-").wait_list());
+        let (channel, list) = (&*self.waiter.0, Key::of_lock(&self.namespace, b"-").wait_list().concat());
         if has_messages {
             questions.cmd("SUBSCRIBE").arg(channel);
         }
@@ -103,13 +104,10 @@ impl Messages {
             return;
         }
         // Nobody waits for it here any more: the next client shall not wait in vain.
-        if let Some(jobs) = self.jobs.upgrade() {
-            let _ = jobs.send(Job::new(
-                Command::Delist { key },
-                Reply::to_nobody(),
-                Form::Hashed,
-                self.clock.now(),
-            ));
+        if let Some(errands) = self.errands.upgrade() {
+            let pass_on = Command::Delist { key };
+            let job = Job::new(pass_on, Reply::to_nobody(), Form::Hashed, self.clock.now());
+            let _ = errands.send(Errand::Job(job));
         }
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{InfoDict, Pipeline, Value as Wire};
+use redis::{Cmd, InfoDict, Value as Wire};
 
 use super::field;
 use crate::node::ServerInfo;
@@ -26,8 +26,10 @@ pub(super) fn introduction(info: &InfoDict) -> Option<Introduction> {
 }
 
 /// The question to which [`distrust`] reads the reply. Servers before 7.0 take one pattern only.
-pub(super) fn ask_for_persistence(questions: &mut Pipeline) {
-    questions.cmd("CONFIG").arg("GET").arg("append*");
+pub(super) fn persistence() -> Cmd {
+    let mut question = redis::cmd("CONFIG");
+    question.arg(&["GET", "append*"]);
+    question
 }
 
 /// What a server's configuration says against the word that it forgets nothing. A server that does not tell its
@@ -41,21 +43,18 @@ pub(super) fn distrust(config: &Wire) -> Option<String> {
 }
 
 /// What a server says of itself, for people, from its replies to INFO and CONFIG; or why it says nothing.
-pub(super) fn server_info(replies: Vec<Wire>) -> Result<ServerInfo, Unknown> {
-    let mut replies = replies.into_iter();
-    let info = match replies.next() {
-        Some(Wire::ServerError(error)) => return Err(Unknown::Refused(Refusal::from_code(error.code()))),
-        Some(info) => redis::from_redis_value::<InfoDict>(info).map_err(|_| Unknown::Nonsense)?,
-        None => return Err(Unknown::Nonsense),
+pub(super) fn server_info(info: Wire, config: &Wire) -> Result<ServerInfo, Unknown> {
+    let info = match info {
+        Wire::ServerError(error) => return Err(Unknown::Refused(Refusal::from_code(error.code()))),
+        info => redis::from_redis_value::<InfoDict>(info).map_err(|_| Unknown::Nonsense)?,
     };
-    let config = replies.next().unwrap_or(Wire::Nil);
     let told = |name: &str| info.get::<String>(name);
     let number = |name: &str| info.get::<u64>(name);
     let version = match told("valkey_version") {
         Some(version) => Some(format!("valkey {version}")),
         None => told("redis_version").map(|version| format!("redis {version}")),
     };
-    let appendfsync = field(&config, "appendfsync");
+    let appendfsync = field(config, "appendfsync");
     Ok(ServerInfo {
         version,
         role: told("role"),

@@ -3,8 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{Cmd, ServerError, Value as Wire};
+use redis::{ServerError, Value as Wire};
 
+use super::resp::Writer;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
 use crate::protocol::wait::LIST_LIVES;
 
@@ -19,14 +20,33 @@ impl Script {
         &self.hash
     }
 
-    fn call(&self, form: Form) -> Cmd {
-        let (name, body) = match form {
-            Form::Hashed => ("EVALSHA", self.hash()),
-            Form::Full => ("EVAL", self.text),
-        };
-        let mut call = redis::cmd(name);
-        call.arg(body);
-        call
+    /// Begins a call with so many keys and arguments behind it.
+    fn call(&self, form: Form, keys: u64, arguments: usize, out: &mut Writer<'_>) {
+        out.command(3 + keys as usize + arguments);
+        match form {
+            Form::Hashed => {
+                out.part(b"EVALSHA");
+                out.part(self.hash().as_bytes());
+            }
+            Form::Full => {
+                out.part(b"EVAL");
+                out.part(self.text.as_bytes());
+            }
+        }
+        out.number(keys);
+    }
+
+    /// A call with one key.
+    fn call_on(&self, key: &Key, form: Form, arguments: usize, out: &mut Writer<'_>) {
+        self.call(form, 1, arguments, out);
+        out.part(key.as_bytes());
+    }
+
+    /// A call with a key and the wait list beside it.
+    fn call_on_list(&self, key: &Key, form: Form, arguments: usize, out: &mut Writer<'_>) {
+        self.call(form, 2, arguments, out);
+        out.part(key.as_bytes());
+        out.parts(&key.wait_list());
     }
 }
 
@@ -68,22 +88,28 @@ pub(super) enum Lists<'a> {
     WokenOn(&'a str),
 }
 
-/// The command on the wire. Where the wait lists are closed, what concerns only them becomes a question that changes nothing.
-pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>) -> Cmd {
+/// Appends the command as it goes over the wire. Where the wait lists are closed, what concerns only them becomes a question that
+/// changes nothing.
+pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut Writer<'_>) {
     let channel = match lists {
         Lists::WokenOn(channel) => channel,
         Lists::WakesOthers | Lists::Closed => "",
     };
     match command {
         Command::Acquire { key, value, ttl } => {
-            let mut set = redis::cmd("SET");
-            set.arg(key.as_bytes()).arg(value.as_bytes()).arg("NX").arg("PX").arg(ttl.as_millis());
-            set
+            out.command(6);
+            out.part(b"SET");
+            out.part(key.as_bytes());
+            out.part(value.as_bytes());
+            out.part(b"NX");
+            out.part(b"PX");
+            out.number(ttl.as_millis());
         }
         Command::Extend { key, value, ttl, heal } => {
-            let mut extend = call(&EXTEND, form, key);
-            extend.arg(value.as_bytes()).arg(ttl.as_millis()).arg(u8::from(*heal));
-            extend
+            EXTEND.call_on(key, form, 3, out);
+            out.part(value.as_bytes());
+            out.number(ttl.as_millis());
+            out.number(u64::from(*heal));
         }
         Command::Release { key, value, linger, wake, .. } => {
             let mode = match wake {
@@ -91,47 +117,36 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>) -> Cmd {
                 Wake::NobodyYet => Some("peek"),
                 Wake::Nobody => None,
             };
-            match mode.filter(|_| lists != Lists::Closed) {
-                Some(mode) => {
-                    let mut release = call_with_list(&RELEASE, form, key);
-                    release.arg(value.as_bytes()).arg(linger.as_millis()).arg(mode).arg(channel);
-                    release
-                }
-                None => {
-                    let mut release = call(&RELEASE, form, key);
-                    release.arg(value.as_bytes()).arg(linger.as_millis());
-                    release
-                }
+            let mode = mode.filter(|_| lists != Lists::Closed);
+            match mode {
+                Some(_) => RELEASE.call_on_list(key, form, 4, out),
+                None => RELEASE.call_on(key, form, 2, out),
+            }
+            out.part(value.as_bytes());
+            out.number(linger.as_millis());
+            if let Some(mode) = mode {
+                out.part(mode.as_bytes());
+                out.part(channel.as_bytes());
             }
         }
         Command::Enlist { key, waited } if !channel.is_empty() => {
-            let mut enlist = call_with_list(&ENLIST, form, key);
-            let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            enlist.arg(channel).arg(waited).arg(LIST_LIVES.as_millis() as u64);
-            enlist
+            ENLIST.call_on_list(key, form, 3, out);
+            out.part(channel.as_bytes());
+            out.number(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+            out.number(LIST_LIVES.as_millis() as u64);
         }
         Command::Delist { key } if lists != Lists::Closed => {
-            let mut delist = call_with_list(&RELEASE, form, key);
-            delist.arg("").arg(0).arg("leave").arg(channel);
-            delist
+            RELEASE.call_on_list(key, form, 4, out);
+            out.part(b"");
+            out.number(0);
+            out.part(b"leave");
+            out.part(channel.as_bytes());
         }
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
-            call(&INSPECT, form, key)
+            INSPECT.call_on(key, form, 0, out);
         }
-        Command::Remove { key } => call(&REMOVE, form, key),
+        Command::Remove { key } => REMOVE.call_on(key, form, 0, out),
     }
-}
-
-fn call(script: &Script, form: Form, key: &Key) -> Cmd {
-    let mut call = script.call(form);
-    call.arg(1).arg(key.as_bytes());
-    call
-}
-
-fn call_with_list(script: &Script, form: Form, key: &Key) -> Cmd {
-    let mut call = script.call(form);
-    call.arg(2).arg(key.as_bytes()).arg(key.wait_list());
-    call
 }
 
 /// What a reply says.
@@ -213,7 +228,7 @@ fn time_to_live(millis: i64) -> Option<Option<Duration>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::collection::vec;
     use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
     use proptest::sample::select;
@@ -244,7 +259,8 @@ mod tests {
     }
 
     fn text(command: &Command, form: Form, lists: Lists<'_>) -> String {
-        let packed = encode(command, form, lists).get_packed_command();
+        let mut packed = Vec::new();
+        encode(command, form, lists, &mut Writer(&mut packed));
         String::from_utf8_lossy(&packed)
             .split("\r\n")
             .filter(|part| !part.starts_with(['*', '$']))
@@ -302,7 +318,7 @@ mod tests {
     }
 
     /// What a server may send, as bytes: any type of RESP2 or RESP3 in any other, errors, and what is no RESP at all.
-    fn any_reply() -> impl Strategy<Value = Vec<u8>> {
+    pub(in super::super) fn any_reply() -> impl Strategy<Value = Vec<u8>> {
         let nested = one_line().prop_recursive(3, 16, 4, |inner| {
             (select(vec!['*', '~', '>', '%']), vec(inner, 0..5)).prop_map(|(kind, parts)| {
                 let length = if kind == '%' { parts.len() / 2 } else { parts.len() };
