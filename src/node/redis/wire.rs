@@ -7,6 +7,7 @@ use redis::{ServerError, Value as Wire};
 
 use super::resp::Writer;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
+use crate::protocol::time::Ttl;
 use crate::protocol::wait::LIST_LIVES;
 
 /// A script, and the hash by which a server knows it once it is loaded.
@@ -112,21 +113,26 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.number(u64::from(*heal));
         }
         Command::Release { key, value, linger, wake, .. } => {
-            let mode = match wake {
-                Wake::Next => Some("next"),
-                Wake::NobodyYet => Some("peek"),
-                Wake::Nobody => None,
+            let has_list = *wake != Wake::Nobody && lists != Lists::Closed;
+            let peeks = has_list && *wake == Wake::NobodyYet;
+            let lingers = *linger > Ttl::ZERO;
+            let arguments = match (has_list, peeks, lingers) {
+                (_, _, true) => 4,
+                (_, true, _) => 3,
+                (true, ..) => 2,
+                _ => 1,
             };
-            let mode = mode.filter(|_| lists != Lists::Closed);
-            match mode {
-                Some(_) => RELEASE.call_on_list(key, form, 4, out),
-                None => RELEASE.call_on(key, form, 2, out),
+            if has_list {
+                RELEASE.call_on_list(key, form, arguments, out);
+            } else {
+                RELEASE.call_on(key, form, arguments, out);
             }
             out.part(value.as_bytes());
-            out.number(linger.as_millis());
-            if let Some(mode) = mode {
-                out.part(mode.as_bytes());
-                out.part(channel.as_bytes());
+            // What comes before is said, too, if only to say nothing.
+            let mode = if peeks { "peek" } else { "" };
+            [channel, mode].iter().take(arguments - 1).for_each(|part| out.part(part.as_bytes()));
+            if lingers {
+                out.number(linger.as_millis());
             }
         }
         Command::Enlist { key, waited } if !channel.is_empty() => {
@@ -136,11 +142,10 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.number(LIST_LIVES.as_millis() as u64);
         }
         Command::Delist { key } if lists != Lists::Closed => {
-            RELEASE.call_on_list(key, form, 4, out);
+            RELEASE.call_on_list(key, form, 3, out);
             out.part(b"");
-            out.number(0);
-            out.part(b"leave");
             out.part(channel.as_bytes());
+            out.part(b"leave");
         }
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
             INSPECT.call_on(key, form, 0, out);
@@ -235,7 +240,6 @@ pub(super) mod tests {
 
     use super::*;
     use crate::protocol::command::{Key, LeaseId, Signature};
-    use crate::protocol::time::Ttl;
     use crate::random;
 
     fn commands() -> [Command; 6] {
@@ -256,6 +260,13 @@ pub(super) mod tests {
         let key = Key::of_lock("redlock", b"k");
         let value = Value::new(LeaseId(1), &Signature::new("w", None));
         Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO, wake }
+    }
+
+    fn lingering(wake: Wake) -> Command {
+        let mut command = release(wake);
+        let Command::Release { linger, .. } = &mut command else { unreachable!("it is a release") };
+        *linger = Ttl::from_duration(Duration::from_millis(7));
+        command
     }
 
     fn text(command: &Command, form: Form, lists: Lists<'_>) -> String {
@@ -281,15 +292,18 @@ pub(super) mod tests {
         let value = "00000000000000000000000000000001:w";
         let open = Lists::WokenOn("c");
         for (command, lists, expected) in [
-            (&release(Wake::Nobody), open, format!("1 redlock:k {value} 0")),
-            (&release(Wake::Next), open, format!("2 redlock:k redlock#wait:k {value} 0 next c")),
-            (&release(Wake::NobodyYet), open, format!("2 redlock:k redlock#wait:k {value} 0 peek c")),
-            (&release(Wake::Next), Lists::WakesOthers, format!("2 redlock:k redlock#wait:k {value} 0 next ")),
-            (&release(Wake::Next), Lists::Closed, format!("1 redlock:k {value} 0")),
+            (&release(Wake::Nobody), open, format!("1 redlock:k {value}")),
+            (&release(Wake::Next), open, format!("2 redlock:k redlock#wait:k {value} c")),
+            (&release(Wake::NobodyYet), open, format!("2 redlock:k redlock#wait:k {value} c peek")),
+            (&release(Wake::Next), Lists::WakesOthers, format!("2 redlock:k redlock#wait:k {value} ")),
+            (&release(Wake::Next), Lists::Closed, format!("1 redlock:k {value}")),
+            (&lingering(Wake::Next), open, format!("2 redlock:k redlock#wait:k {value} c  7")),
+            (&lingering(Wake::NobodyYet), open, format!("2 redlock:k redlock#wait:k {value} c peek 7")),
+            (&lingering(Wake::Nobody), open, format!("1 redlock:k {value} c  7")),
             (enlist, open, "2 redlock:k redlock#wait:k c 7000 3000".to_owned()),
             (enlist, Lists::WakesOthers, "1 redlock:k".to_owned()),
             (enlist, Lists::Closed, "1 redlock:k".to_owned()),
-            (&leave, open, "2 redlock:k redlock#wait:k  0 leave c".to_owned()),
+            (&leave, open, "2 redlock:k redlock#wait:k  c leave".to_owned()),
             (&leave, Lists::Closed, "1 redlock:k".to_owned()),
         ] {
             let text = text(command, Form::Hashed, lists);

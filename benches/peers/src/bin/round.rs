@@ -116,7 +116,7 @@ impl Story {
             let Action::Send { node, round, command } = action else { continue };
             let answer = match command {
                 Command::Acquire { .. } => Answer::Granted,
-                Command::Release { .. } => Answer::Deleted,
+                Command::Release { .. } => Answer::Deleted { others_wait: false },
                 _ => unreachable!("a lock that nobody else wants needs no other command"),
             };
             claim.handle(later, Event::Answer { round, node, answer }, &mut told);
