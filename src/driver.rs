@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -167,25 +167,35 @@ impl Live {
     /// Brings an event. If somebody is at work on the claim already, on another thread or further up this very stack, the
     /// event is left for them; so a node may answer from within `submit`, and commands go out in the claim's order.
     pub(crate) fn feed(self: &Arc<Self>, event: Event) {
-        lock(&self.mail).push_back(event);
+        if let Some(mut stage) = self.free_stage() {
+            self.take_in_what_was_left(&mut stage);
+            self.take_in(&mut stage, event);
+        } else {
+            lock(&self.mail).push_back(event);
+        }
         self.take_in_mail();
     }
 
+    /// Goes on until nothing is left, and nobody is at work: somebody may leave an event between the last look and the unlocking.
     fn take_in_mail(self: &Arc<Self>) {
-        loop {
-            let mut stage = match self.stage.try_lock() {
-                Ok(stage) => stage,
-                Err(TryLockError::Poisoned(stage)) => stage.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            while let Some(event) = self.next_event() {
-                self.take_in(&mut stage, event);
-            }
-            drop(stage);
-            // Somebody may have left an event between the last look and the unlocking.
-            if lock(&self.mail).is_empty() {
-                return;
-            }
+        while !lock(&self.mail).is_empty() {
+            let Some(mut stage) = self.free_stage() else { return };
+            self.take_in_what_was_left(&mut stage);
+        }
+    }
+
+    /// The stage, if nobody is at work.
+    fn free_stage(&self) -> Option<MutexGuard<'_, Stage>> {
+        match self.stage.try_lock() {
+            Ok(stage) => Some(stage),
+            Err(TryLockError::Poisoned(stage)) => Some(stage.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn take_in_what_was_left(self: &Arc<Self>, stage: &mut Stage) {
+        while let Some(event) = self.next_event() {
+            self.take_in(stage, event);
         }
     }
 
@@ -204,13 +214,18 @@ impl Live {
         let now = self.now();
         let mut actions = std::mem::take(&mut stage.actions);
         stage.claim.handle(now, event, &mut actions);
+        // The validity counts from the moment before the draw, if from an earlier one than need be.
+        while let Some(place) = actions.iter().position(|action| *action == Action::Draw) {
+            actions.remove(place);
+            stage.claim.handle(now, Event::Attempt(self.doors.entropy.draw()), &mut actions);
+        }
         // What ends is over before anybody else can hear of it, and take the resource.
         let valid_until = stage.claim.valid_until().map_or(0, Instant::as_nanos);
         self.valid_until.fetch_min(valid_until, Ordering::AcqRel);
         let mut notices = Vec::new();
         for action in actions.drain(..) {
             match action {
-                Action::Draw => lock(&self.mail).push_front(Event::Attempt(self.doors.entropy.draw())),
+                Action::Draw => unreachable!("drawn for before"),
                 Action::Send { node, round, command } => {
                     if matches!(command, Command::Enlist { .. }) && !stage.sleeps {
                         stage.sleeps = true;

@@ -17,8 +17,9 @@ mod voter;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use redis::{Cmd, PushInfo, Value as Wire};
@@ -168,6 +169,7 @@ struct Job {
     command: Command,
     reply: Reply,
     form: Form,
+    /// When the task took it in.
     since: Instant,
     /// The server shall tell when somebody else changes the key from then on.
     is_watching: bool,
@@ -176,15 +178,15 @@ struct Job {
 }
 
 impl Job {
-    fn new(command: Command, reply: Reply, form: Form, since: Instant) -> Self {
+    fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form, since, is_watching, has_list: false }
+        Job { command, reply, form: Form::Hashed, since: Instant::NEVER, is_watching, has_list: false }
     }
 
     /// Reads a key for nothing else but to watch it.
-    fn watching(watch: Arc<Watch>, form: Form, since: Instant) -> Self {
+    fn watching(watch: Arc<Watch>) -> Self {
         let command = Command::Inspect { key: watch.key.clone() };
-        Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0), form, since) }
+        Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0)) }
     }
 
     /// Whether this releases what the other one extends.
@@ -224,8 +226,7 @@ impl RedisNode {
         let (state, states) = watch::channel(State::Connecting);
         let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
         let Client { waiter, bell, namespace, clock, identities } = client;
-        let messages =
-            Arc::new(Messages::new(waiter, index, bell, namespace, (errands.downgrade(), clock.clone())));
+        let messages = Arc::new(Messages::new(waiter, index, bell, namespace, errands.downgrade()));
         let actor = Actor {
             target,
             timeouts,
@@ -268,15 +269,14 @@ pub fn alone(
 
 impl Node for RedisNode {
     fn submit(&self, command: Command, reply: Reply) {
-        let since = self.clock.now();
         // If the task is gone with its runtime, the job is dropped, and its reply says so.
-        let _ = self.errands.send(Errand::Job(Job::new(command, reply, Form::Hashed, since)));
+        let _ = self.errands.send(Errand::Job(Job::new(command, reply)));
     }
 
     fn watch(&self, key: &Key, value: &Value, watcher: Weak<dyn Watcher>) {
         let watch = self.watched.insert(key.clone(), value.clone(), watcher);
         if self.watched.is_told() {
-            let _ = self.errands.send(Errand::Job(Job::watching(watch, Form::Hashed, self.clock.now())));
+            let _ = self.errands.send(Errand::Job(Job::watching(watch)));
         }
     }
 
@@ -482,7 +482,8 @@ impl Actor {
     }
 
     fn fail_job(&mut self, job: Job, unknown: Unknown) {
-        self.owed.remember(job.command, job.since, self.clock.now());
+        let now = self.clock.now();
+        self.owed.remember(job.command, job.since.min(now), now);
         job.reply.answer(Answer::Unknown(unknown));
     }
 
@@ -499,9 +500,9 @@ impl Actor {
         let mut ask_again_is_set = false;
         let mut pause = self.timeouts.node;
         let owed = self.owed.len();
-        let mut waiting = self.owed_errands(owed, link.form);
+        let mut waiting = self.owed_errands(owed);
         // What was watched over the connection before is read again on this one.
-        waiting.extend(if link.tells { self.watching(link.form) } else { Vec::new() });
+        waiting.extend(if link.tells { self.watching() } else { Vec::new() });
         let mut to_ask = 0;
         let mut admitted = self.clock.sleep_until(standing.counts_from);
         let mut is_admitted = false;
@@ -512,7 +513,7 @@ impl Actor {
         let reason = loop {
             if !link.connection.is_behind() {
                 if waiting.is_empty() {
-                    waiting = self.owed_errands(to_ask.min(MOST_COMMANDS), link.form);
+                    waiting = self.owed_errands(to_ask.min(MOST_COMMANDS));
                     to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
                 }
                 if sent.is_empty() && !waiting.is_empty() {
@@ -557,6 +558,11 @@ impl Actor {
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !self.abandoned => {
                     self.abandoned = received == 0;
+                    // Those who are about to send more come first, so that it all goes out in one write.
+                    yield_once().await;
+                    while waiting.len() < MOST_COMMANDS && let Ok(errand) = self.inbox.try_recv() {
+                        waiting.push(errand);
+                    }
                 }
                 () = &mut alarm, if alarm_is_set => {
                     if sent.is_empty() {
@@ -581,10 +587,15 @@ impl Actor {
 
     /// Hands what waits over to the connection, in order.
     fn write(&self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
+        if waiting.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
         let most = waiting.len().min(MOST_COMMANDS);
         for errand in waiting.drain(..most) {
             match errand {
                 Errand::Job(mut job) => {
+                    job.since = job.since.min(now);
                     if job.form == Form::Hashed {
                         job.form = link.form;
                     }
@@ -681,17 +692,14 @@ impl Actor {
     }
 
     /// So many of the releases that are owed, at most.
-    fn owed_errands(&mut self, most: usize, form: Form) -> Vec<Errand> {
-        let since = self.clock.now();
-        let owed = self.owed.take(most, since);
-        let job = |command| Errand::Job(Job::new(command, Reply::to_nobody(), form, since));
-        owed.into_iter().map(job).collect()
+    fn owed_errands(&mut self, most: usize) -> Vec<Errand> {
+        let owed = self.owed.take(most, self.clock.now());
+        owed.into_iter().map(|command| Errand::Job(Job::new(command, Reply::to_nobody()))).collect()
     }
 
-    fn watching(&self, form: Form) -> Vec<Errand> {
-        let since = self.clock.now();
+    fn watching(&self) -> Vec<Errand> {
         let watched = self.hearing.watched.all().into_iter();
-        watched.map(|watch| Errand::Job(Job::watching(watch, form, since))).collect()
+        watched.map(|watch| Errand::Job(Job::watching(watch))).collect()
     }
 
     /// Before a connection that does not answer is let go, the releases that wait are written on it: there, they come
@@ -709,6 +717,20 @@ impl Actor {
         // As far as the socket takes it. An answer is not expected.
         link.connection.send_what_can_be_sent().await;
     }
+}
+
+/// Lets all other tasks run that can, once. Unlike tokio's own it does not go round by the timers and sockets, which costs a call
+/// of the kernel.
+async fn yield_once() {
+    let mut has_yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What came of the answers that were handed out.

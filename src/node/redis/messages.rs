@@ -7,9 +7,8 @@ use redis::{Pipeline, PushInfo, PushKind, Value as Wire};
 use tokio::sync::mpsc;
 
 use super::handshake::Link;
-use super::wire::{Form, Lists};
+use super::wire::Lists;
 use super::{Errand, Job};
-use crate::clock::Clock;
 use crate::node::{Bell, Reply};
 use crate::protocol::command::{Command, Key, NodeIndex, Refusal, Waiter};
 
@@ -21,7 +20,6 @@ pub(super) struct Messages {
     namespace: Arc<str>,
     /// To pass on a turn that nobody here waits for.
     errands: mpsc::WeakUnboundedSender<Errand>,
-    clock: Arc<dyn Clock>,
 }
 
 /// Why a server does not wake this client.
@@ -37,9 +35,9 @@ impl Messages {
         node: NodeIndex,
         bell: Arc<dyn Bell>,
         namespace: Arc<str>,
-        (errands, clock): (mpsc::WeakUnboundedSender<Errand>, Arc<dyn Clock>),
+        errands: mpsc::WeakUnboundedSender<Errand>,
     ) -> Self {
-        Messages { waiter, node, bell, namespace, errands, clock }
+        Messages { waiter, node, bell, namespace, errands }
     }
 
     /// Listens on a new connection, and finds out what the user may do. Leaves nothing at the server.
@@ -106,8 +104,7 @@ impl Messages {
         // Nobody waits for it here any more: the next client shall not wait in vain.
         if let Some(errands) = self.errands.upgrade() {
             let pass_on = Command::Delist { key };
-            let job = Job::new(pass_on, Reply::to_nobody(), Form::Hashed, self.clock.now());
-            let _ = errands.send(Errand::Job(job));
+            let _ = errands.send(Errand::Job(Job::new(pass_on, Reply::to_nobody())));
         }
     }
 
