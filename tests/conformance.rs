@@ -29,6 +29,7 @@ use redlock_quorum::node::{Bell, Listener, Node, Reply, alone};
 use redlock_quorum::protocol::command::{
     Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Value, Waiter, Wake,
 };
+use redlock_quorum::protocol::marker::Rules;
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::store::{Messenger, Precision, Store};
 use redlock_quorum::protocol::time::{Instant, Ttl};
@@ -176,7 +177,7 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         4 => (key(), value(), ttl()).prop_map(|(key, value, ttl)| Command::Acquire { key, value, ttl }),
         4 => (key(), value(), ttl(), any::<bool>())
-            .prop_map(|(key, value, ttl, heal)| Command::Extend { key, value, ttl, heal }),
+            .prop_map(|(key, value, ttl, heal)| Command::Extend { key, value, ttl, heal, rules: Rules::Plain }),
         3 => (key(), value(), linger(), wake()).prop_map(|(key, value, linger, wake)| {
             Command::Release { key, value, linger, owed_for: Duration::ZERO, wake }
         }),
@@ -565,6 +566,13 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Removed(None) => "nothing to remove",
         Answer::Removed(Some(_)) => "removed",
         Answer::Waiting { .. } | Answer::Unknown(_) => return None,
+        // No trace asks for fences.
+        Answer::Accepted
+        | Answer::Voted(_)
+        | Answer::Busy(_)
+        | Answer::Raised
+        | Answer::Enrolled(_)
+        | Answer::Observed(_) => return None,
     })
 }
 

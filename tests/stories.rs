@@ -12,10 +12,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redlock_quorum::protocol::claim::{Action, Claim, Draw, Event, Notice, Ticket, Why};
+use redlock_quorum::protocol::claim::{Action, Claim, Draw, Event, Kind, Notice, Ticket, Why};
 use redlock_quorum::protocol::command::{
     Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Unknown, Value, Wake,
 };
+use redlock_quorum::protocol::fence::{Fence, Proposer};
+use redlock_quorum::protocol::marker::{Pact, Rules};
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::protocol::time::{Instant, Ttl};
@@ -76,7 +78,7 @@ impl Stage {
     fn set(line: &str) -> Stage {
         let (mut wishes, mut patience, mut nodes, mut jitter) =
             (Wishes::default(), Patience::Once, 0, u64::MAX / 2);
-        let mut lets_others_pass = false;
+        let (mut lets_others_pass, mut is_fenced) = (false, false);
         for term in line.split(", ") {
             match term.split_once(' ').filter(|_| term != "lets others pass").unwrap_or((term, "")) {
                 ("nodes", count) => nodes = count.parse().expect("a number of nodes"),
@@ -104,6 +106,7 @@ impl Stage {
                 }
                 ("polls", pause) => wishes.wake_by = WakeBy::Poll(length(pause)),
                 ("lets others pass", _) => lets_others_pass = true,
+                ("fenced", _) => is_fenced = true,
                 ("renewal", "never") => wishes.renewal = Renewal::Never,
                 ("renewal", pause) => wishes.renewal = Renewal::Every(length(pause)),
                 ("jitter", "0%") => jitter = 0,
@@ -112,9 +115,14 @@ impl Stage {
         }
         let names = (1..=nodes).map(|node| format!("n{node}").into()).collect();
         let terms = Arc::new(wishes.check(&names).expect("terms that fit"));
+        let pact = Pact::of(&terms.nodes, terms.quorum, terms.max_ttl);
         let mut claim = Claim::new(Key::of_lock("", b"k"), Signature::new("w", None), terms, patience);
         if lets_others_pass {
             claim = claim.letting_others_pass();
+        }
+        if is_fenced {
+            // The wall clock of the client shows the time of the story: proposals are its microseconds.
+            claim = claim.of_kind(Kind::Fenced(pact, Proposer::new(0)));
         }
         let now = Instant::from_nanos(0);
         Stage { claim, now, nodes, asked: Vec::new(), attempts: 0, jitter, tickets: 0 }
@@ -157,6 +165,7 @@ impl Stage {
         let node = number_of(node);
         // `granted@10s`: said by a node that votes only from then on.
         let (answer, counts_from) = match answer.split_once('@') {
+            Some((answer, "never")) => (answer, Instant::NEVER),
             Some((answer, time)) => (answer, Instant::from_nanos(0) + length(time)),
             None => (answer, Instant::from_nanos(0)),
         };
@@ -171,6 +180,13 @@ impl Stage {
                 answer == "free" || answer.starts_with("sees:")
             }
             Command::Delist { .. } => answer == "delisted",
+            Command::Propose { .. } => {
+                answer == "accepted" || answer.starts_with("voted:") || answer.starts_with("busy:")
+            }
+            Command::Raise { .. } => {
+                matches!(answer, "raised" | "missing" | "foreign") || answer.starts_with("voted:")
+            }
+            Command::Observe { .. } | Command::Enrol { .. } => unreachable!("not a claim's command"),
             Command::Remove { .. } => unreachable!("not a claim's command"),
         };
         let unknown = answer.starts_with("lost") || answer == "down";
@@ -188,6 +204,10 @@ impl Stage {
             "delisted" => Answer::Delisted,
             "listed" => Answer::Enlisted(None),
             "free" => Answer::Seen(None),
+            "accepted" => Answer::Accepted,
+            "raised" => Answer::Raised,
+            voted if voted.starts_with("voted:") => Answer::Voted(fence(voted)),
+            busy if busy.starts_with("busy:") => Answer::Busy(fence(busy)),
             "down" => Answer::Unknown(Unknown::NotConnected),
             "lost" => Answer::Unknown(Unknown::ConnectionLost),
             sees => {
@@ -241,7 +261,10 @@ impl Stage {
             .valid_until()
             .map_or("no more".to_owned(), |until| format!("until {:?}", until.since(Instant::from_nanos(0))));
         match notice {
-            Notice::Won => format!("WON, valid {until}"),
+            Notice::Won => match self.claim.fence() {
+                Some(fence) => format!("WON with fence {fence}, valid {until}"),
+                None => format!("WON, valid {until}"),
+            },
             Notice::Extended(_, Ok(())) => format!("EXTENDED, valid {until}"),
             Notice::Extended(_, Err(failure)) => {
                 format!(
@@ -270,6 +293,12 @@ impl Stage {
     }
 }
 
+/// `voted:500`, `busy:500`: the counter of a node.
+fn fence(answer: &str) -> Fence {
+    let (_, number) = answer.split_once(':').expect("a counter");
+    Fence::new(number.parse().expect("a number"))
+}
+
 /// `n2` is the second node.
 fn number_of(node: &str) -> NodeIndex {
     node[1..].parse::<usize>().expect("the number of a node") - 1
@@ -283,14 +312,20 @@ fn in_words(command: &Command) -> String {
     };
     match command {
         Command::Acquire { value, ttl, .. } => format!("SET {} for {:?}", attempt(value), ttl.as_duration()),
-        Command::Extend { value, ttl, heal, .. } => {
+        Command::Extend { value, ttl, heal, rules, .. } => {
             format!(
-                "EXTEND {} for {:?}{}",
+                "EXTEND {} for {:?}{}{}",
                 attempt(value),
                 ttl.as_duration(),
-                if *heal { "" } else { " without heal" }
+                if *heal { "" } else { " without heal" },
+                if *rules == Rules::Plain { "" } else { ", by the marker" }
             )
         }
+        Command::Propose { value, ttl, fence, .. } => {
+            format!("SET {} for {:?}, propose {fence}", attempt(value), ttl.as_duration())
+        }
+        Command::Raise { value, fence, .. } => format!("RAISE to {fence} if {} stands", attempt(value)),
+        Command::Observe { .. } | Command::Enrol { .. } => unreachable!("not a claim's command"),
         Command::Release { value, linger, .. } if *linger > Ttl::ZERO => {
             format!("RELEASE {}, to linger for {:?}", attempt(value), linger.as_duration())
         }

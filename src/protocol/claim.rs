@@ -23,11 +23,13 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attempt::{Attempt, Manner};
+use super::attempt::{Attempt, Manner, Prize};
 use super::command::{Answer, Command, Key, LeaseId, NodeIndex, Signature, Value, Wake};
+use super::fence::{Fence, Proposer};
 use super::hold::{Hold, Verdict};
 use super::lease::Lease;
 use super::look::Look;
+use super::marker::Pact;
 use super::quorum::Decision;
 use super::release::ReleaseOutcome;
 use super::report::Report;
@@ -184,9 +186,37 @@ pub enum Loss {
     KeysGone,
 }
 
+/// What a claim is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The lock.
+    Plain,
+    /// The lock, and a fence with it, by nodes that agree to the pact.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    Fenced(Pact, Proposer),
+}
+
+impl Kind {
+    /// What an attempt that begins now is to win.
+    fn prize(&self, now: Instant) -> Prize {
+        match self {
+            Kind::Plain => Prize::Key,
+            Kind::Fenced(pact, proposer) => Prize::Fenced(*pact, proposer.propose(now)),
+        }
+    }
+
+    /// A fence was accepted somewhere, for whomever: the next proposal is above it.
+    fn meet(&mut self, now: Instant, fence: Option<Fence>) {
+        if let (Kind::Fenced(_, proposer), Some(fence)) = (self, fence) {
+            proposer.meet(now, fence);
+        }
+    }
+}
+
 /// One wish to hold one resource.
 #[derive(Clone, Debug)]
 pub struct Claim {
+    kind: Kind,
     key: Key,
     signature: Signature,
     terms: Arc<Terms>,
@@ -218,7 +248,7 @@ pub struct Claim {
 /// What tells two claims under the same terms apart, for a search that must not visit the same one twice.
 impl Hash for Claim {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Claim { key, signature, terms: _, patience, state, .. } = self;
+        let Claim { kind, key, signature, terms: _, patience, state, .. } = self;
         let counters = (self.rounds, self.failures, self.splits, self.round_trip);
         let waiting = (
             &self.woken_by,
@@ -228,7 +258,7 @@ impl Hash for Claim {
             self.is_polite,
             self.counts_again_at,
         );
-        (key, signature, patience, state, counters, waiting, &self.last_failure).hash(hasher);
+        (kind, key, signature, patience, state, counters, waiting, &self.last_failure).hash(hasher);
     }
 }
 
@@ -292,6 +322,7 @@ impl Claim {
     /// A wish for `key` that nobody has acted on yet: the first [`Tick`](Event::Tick) begins it.
     pub fn new(key: Key, signature: Signature, terms: Arc<Terms>, patience: Patience) -> Self {
         Claim {
+            kind: Kind::Plain,
             key,
             signature,
             terms,
@@ -309,6 +340,13 @@ impl Claim {
             last_failure: None,
             round_trip: Duration::ZERO,
         }
+    }
+
+    /// The same for a lock of another kind.
+    #[must_use]
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    pub fn of_kind(self, kind: Kind) -> Self {
+        Claim { kind, ..self }
     }
 
     /// A claim of a client that has just had the resource, while others wait for it: it looks first, and lets them pass.
@@ -361,6 +399,7 @@ impl Claim {
             State::Resting { .. } => "Resting",
             State::Waiting { .. } => "Waiting",
             State::Drawing { .. } => "Drawing",
+            State::Attempting(attempt) if attempt.is_raising() => "Raising",
             State::Attempting(attempt) if attempt.is_in_order() => "Attempting in order",
             State::Attempting(_) => "Attempting",
             State::Looking { .. } => "Looking",
@@ -377,8 +416,8 @@ impl Claim {
     /// alone, and into `each` what concerns that node. For a search in which clients and nodes are alike.
     #[cfg(feature = "sim")]
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
-        let Claim { patience, state, rounds, failures, splits, last_failure, .. } = self;
-        (patience, rounds, failures, splits).hash(all);
+        let Claim { kind, patience, state, rounds, failures, splits, last_failure, .. } = self;
+        (kind, patience, rounds, failures, splits).hash(all);
         (self.since, self.is_listed, self.is_polite, self.counts_again_at, self.was_woken_in_vain).hash(all);
         self.woken_by.iter().for_each(|node| "woken".hash(&mut each[*node]));
         std::mem::discriminant(state).hash(all);
@@ -441,6 +480,18 @@ impl Claim {
         self.hold().map(|hold| &hold.value)
     }
 
+    /// The fence of what is or was held, if it is of a kind that has one.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    pub fn fence(&self) -> Option<Fence> {
+        self.hold().and_then(|hold| hold.prize.fence())
+    }
+
+    /// What the claim is for, with all that it has learned of fences: the next claim of this client proposes better for it.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
     /// What the nodes said to the attempt that won, stragglers included; `None` if none has won.
     pub fn votes(&self) -> Option<Report> {
         self.hold().map(|hold| hold.votes.report(&self.terms))
@@ -494,6 +545,7 @@ impl Claim {
     }
 
     fn hear(&mut self, now: Instant, id: RoundId, node: NodeIndex, answer: Answer, out: &mut Vec<Action>) {
+        self.kind.meet(now, answer.said().counter());
         match &mut self.state {
             State::Attempting(attempt) if attempt.round.id() == id => {
                 attempt.hear((&self.key, &self.terms), now, node, answer, out);
@@ -544,7 +596,8 @@ impl Claim {
         };
         let id = self.next_round();
         let wish = (&self.key, &self.signature, &*self.terms);
-        let attempt = Attempt::begin(wish, next, (id, draw, self.round_trip), now, out);
+        let prize = self.kind.prize(now);
+        let attempt = Attempt::begin(wish, (next, prize), (id, draw, self.round_trip), now, out);
         self.state = State::Attempting(Box::new(attempt));
     }
 
@@ -573,8 +626,10 @@ impl Claim {
             self.last_failure = Some((Why::TooLate, attempt.round));
             return self.rest(now, attempt.jitter, None, out);
         }
-        let Attempt { value, jitter, round, footprint, .. } = attempt;
-        self.state = State::Held(Box::new(Hold::new((value, round, footprint), lease, terms, jitter, now)));
+        let Attempt { value, jitter, round, footprint, prize, .. } = attempt;
+        self.kind.meet(now, prize.fence());
+        let won = (value, prize, round, footprint);
+        self.state = State::Held(Box::new(Hold::new(won, lease, terms, jitter, now)));
         out.push(Action::Tell(Notice::Won));
     }
 

@@ -8,6 +8,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fence::Fence;
+use super::marker::{Nonce, Pact, Rules};
 use super::time::{Instant, Ttl};
 
 /// The position of a node in the configured order. All clients of a deployment should use the same order.
@@ -222,6 +224,57 @@ pub enum Command {
         ttl: Ttl,
         /// Whether a missing key is set again.
         heal: bool,
+        /// By which rules the answer counts.
+        rules: Rules,
+    },
+    /// Set the key if it is missing, as [`Acquire`](Command::Acquire) does, and accept the fence if it is above all that was
+    /// accepted for the resource: [`Answer::Accepted`]. If only the fence is too low: [`Answer::Voted`]. If the key is there:
+    /// [`Answer::Busy`].
+    Propose {
+        /// The lock key.
+        key: Key,
+        /// The value of this attempt.
+        value: Value,
+        /// How long the key lives.
+        ttl: Ttl,
+        /// What is proposed.
+        fence: Fence,
+        /// By which the node's marker is judged.
+        pact: Pact,
+    },
+    /// If the value stands, accept a fence that is above all that was accepted: [`Answer::Raised`], or [`Answer::Voted`] if it
+    /// is too low. Else [`Answer::Missing`] or [`Answer::Foreign`]. What is accepted while another's key stands says nothing
+    /// about that other's fence, so it is not.
+    Raise {
+        /// The lock key.
+        key: Key,
+        /// The value of this attempt.
+        value: Value,
+        /// What is to be accepted.
+        fence: Fence,
+        /// By which the node's marker is judged.
+        pact: Pact,
+    },
+    /// Whether the node counts: [`Answer::Enrolled`]. If not, begin to observe it, or say how it is: [`Answer::Observed`].
+    Observe {
+        /// Any key of the namespace.
+        key: Key,
+        /// Under which it is observed from now on, if it is not yet.
+        nonce: Nonce,
+        /// By which the node's marker is judged.
+        pact: Pact,
+    },
+    /// Let the node count if it was observed under that nonce all the time: [`Answer::Enrolled`], else [`Answer::Observed`].
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    Enrol {
+        /// Any key of the namespace.
+        key: Key,
+        /// Under which it was observed.
+        nonce: Nonce,
+        /// Below which it accepts no fence.
+        floor: Fence,
+        /// What its clients agree on.
+        pact: Pact,
     },
     /// Delete the key if the value stands: [`Answer::Deleted`], [`Answer::Missing`] or [`Answer::Foreign`].
     Release {
@@ -272,8 +325,24 @@ impl Command {
             Command::Enlist { .. } | Command::Delist { .. } => true,
             Command::Acquire { .. }
             | Command::Extend { .. }
+            | Command::Propose { .. }
+            | Command::Raise { .. }
+            | Command::Observe { .. }
+            | Command::Enrol { .. }
             | Command::Inspect { .. }
             | Command::Remove { .. } => false,
+        }
+    }
+
+    /// What its answer is judged by at the node itself; else the connection judges it.
+    pub fn rules(&self) -> Rules {
+        match self {
+            Command::Extend { rules, .. } => *rules,
+            Command::Propose { pact, .. }
+            | Command::Raise { pact, .. }
+            | Command::Observe { pact, .. }
+            | Command::Enrol { pact, .. } => Rules::Strict(*pact),
+            _ => Rules::Plain,
         }
     }
 }
@@ -286,6 +355,10 @@ impl Command {
             Command::Acquire { key, .. }
             | Command::Extend { key, .. }
             | Command::Release { key, .. }
+            | Command::Propose { key, .. }
+            | Command::Raise { key, .. }
+            | Command::Observe { key, .. }
+            | Command::Enrol { key, .. }
             | Command::Enlist { key, .. }
             | Command::Delist { key }
             | Command::Inspect { key }
@@ -299,8 +372,12 @@ impl Command {
         match self {
             Command::Acquire { value, .. }
             | Command::Extend { value, .. }
+            | Command::Propose { value, .. }
+            | Command::Raise { value, .. }
             | Command::Release { value, .. } => Some(value),
-            Command::Enlist { .. }
+            Command::Observe { .. }
+            | Command::Enrol { .. }
+            | Command::Enlist { .. }
             | Command::Delist { .. }
             | Command::Inspect { .. }
             | Command::Remove { .. } => None,
@@ -315,6 +392,18 @@ pub enum Answer {
     Granted,
     /// The key was there already.
     Denied,
+    /// The key was free and is ours now, and the fence is accepted.
+    Accepted,
+    /// The key is ours, and the fence is not accepted: it is not above this one, or too far ahead of the clock.
+    Voted(Fence),
+    /// The key was there already; and the largest fence that was accepted.
+    Busy(Fence),
+    /// Our value stood, and the fence is accepted.
+    Raised,
+    /// The node counts; and the largest fence that it has accepted for any resource.
+    Enrolled(Fence),
+    /// The node does not count, and is observed under this nonce.
+    Observed(Nonce),
     /// Our value stood, and lives at least as long as was asked.
     Present,
     /// The key was missing and was set again.
@@ -340,7 +429,7 @@ pub enum Answer {
     Waiting {
         /// What it said. It counts for nothing, but a key may stand by it.
         said: Box<Answer>,
-        /// From when the node votes.
+        /// From when the node votes; [`Instant::NEVER`] if that is not known.
         counts_from: Instant,
     },
     /// No answer to the question.
@@ -352,6 +441,8 @@ impl Answer {
     pub fn heard(self, now: Instant, counts_from: Instant) -> Answer {
         match self {
             unknown @ Answer::Unknown(_) => unknown,
+            // The node itself says that it does not count. It does not know for how long.
+            Answer::Waiting { said, .. } => Answer::Waiting { said, counts_from },
             said if now < counts_from => Answer::Waiting { said: Box::new(said), counts_from },
             said => said,
         }
@@ -362,6 +453,14 @@ impl Answer {
         match self {
             Answer::Waiting { said, .. } => said,
             said => said,
+        }
+    }
+
+    /// The largest fence that the node had accepted before, if it says so.
+    pub fn counter(&self) -> Option<Fence> {
+        match self {
+            Answer::Voted(counter) | Answer::Busy(counter) | Answer::Enrolled(counter) => Some(*counter),
+            _ => None,
         }
     }
 
@@ -437,6 +536,8 @@ pub enum Refusal {
     NoPermission,
     /// The key holds something that is not a string.
     WrongType,
+    /// The clients of the namespace have agreed on other nodes, or on another longest ttl.
+    OtherRules,
     /// The server is a member of a Redis Cluster, and says that it cannot serve the key.
     Cluster,
     /// Another error.
@@ -477,6 +578,7 @@ impl fmt::Display for Refusal {
             Refusal::NoAuth => "NOAUTH: not authenticated",
             Refusal::NoPermission => "NOPERM: no permission",
             Refusal::WrongType => "WRONGTYPE: the key is not a string",
+            Refusal::OtherRules => "other clients name other nodes, or another max_ttl",
             Refusal::Cluster => "the server is part of a Redis Cluster",
             Refusal::Other => "server error",
         })

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
+use super::attempt::Prize;
 use super::claim::{Action, Ticket};
 use super::command::{Answer, Command, Key, NodeIndex, Value};
 use super::lease::Lease;
@@ -19,6 +20,7 @@ use super::wait::fraction;
 #[derive(Clone, Debug, Hash)]
 pub struct Hold {
     pub(super) value: Value,
+    pub(super) prize: Prize,
     pub(super) lease: Lease,
     pub(super) footprint: Footprint,
     /// The round that won. Grants that come in later still belong to the holder.
@@ -97,7 +99,7 @@ pub enum Verdict {
 impl Hold {
     /// A majority was won by `votes` now.
     pub fn new(
-        (value, votes, footprint): (Value, Round, Footprint),
+        (value, prize, votes, footprint): (Value, Prize, Round, Footprint),
         lease: Lease,
         terms: &Terms,
         jitter: u64,
@@ -106,6 +108,7 @@ impl Hold {
         let asked_at = votes.asked_at();
         let mut hold = Hold {
             value,
+            prize,
             lease,
             footprint,
             votes,
@@ -126,8 +129,9 @@ impl Hold {
     /// What tells two holds apart that have the same value, node by node.
     #[cfg(feature = "sim")]
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
-        let Hold { value: _, lease, footprint, votes, extension, asked, renew_at, verify_at, .. } = self;
-        (lease, asked, renew_at, verify_at).hash(all);
+        let Hold { value: _, prize, lease, footprint, votes, extension, asked, renew_at, verify_at, .. } =
+            self;
+        (prize, lease, asked, renew_at, verify_at).hash(all);
         let Hold { alarms, longest, jitter, warn_at, linger_until, .. } = self;
         (alarms, longest, jitter, warn_at, linger_until).hash(all);
         footprint.hash_by_node(each);
@@ -205,7 +209,8 @@ impl Hold {
         self.extension = Some(Extension { round, ttl, kind, settled: false });
         for node in 0..terms.quorum.nodes() {
             self.footprint.wrote(node);
-            let command = Command::Extend { key: key.clone(), value: self.value.clone(), ttl, heal };
+            let (key, value, rules) = (key.clone(), self.value.clone(), self.prize.rules());
+            let command = Command::Extend { key, value, ttl, heal, rules };
             out.push(Action::Send { node, round: id, command });
         }
         true

@@ -95,13 +95,20 @@ impl Footprint {
         let trace = &mut self.0[node];
         trace.open = trace.open.saturating_sub(1);
         match answer.said() {
-            Answer::Granted | Answer::Present | Answer::Healed => trace.standing = true,
-            Answer::Denied | Answer::Missing | Answer::Foreign | Answer::Deleted { .. } => {
+            Answer::Granted
+            | Answer::Present
+            | Answer::Healed
+            | Answer::Accepted
+            | Answer::Voted(_)
+            | Answer::Raised => trace.standing = true,
+            Answer::Denied | Answer::Busy(_) | Answer::Missing | Answer::Foreign | Answer::Deleted { .. } => {
                 trace.standing = false;
             }
             Answer::Unknown(unknown) => trace.doubtful |= unknown.may_have_run(),
             Answer::Enlisted(_)
             | Answer::Delisted
+            | Answer::Enrolled(_)
+            | Answer::Observed(_)
             | Answer::Seen(_)
             | Answer::Removed(_)
             | Answer::Waiting { .. } => {}

@@ -34,13 +34,16 @@ impl Report {
 
     /// How many nodes said *yes*: granted, extended, released.
     pub fn granted(&self) -> usize {
-        self.count(|answer| matches!(answer, Answer::Granted | Answer::Present | Answer::Deleted { .. }))
+        self.count(is_yes)
     }
 
     /// How many nodes said *no*: held or taken by another, without the key, or healed.
     pub fn denied(&self) -> usize {
         let no = |answer: &Answer| {
-            matches!(answer, Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign)
+            matches!(
+                answer,
+                Answer::Denied | Answer::Busy(_) | Answer::Healed | Answer::Missing | Answer::Foreign
+            )
         };
         self.count(no)
     }
@@ -75,6 +78,14 @@ impl fmt::Display for Report {
         let noun = if nodes == 1 { "node" } else { "nodes" };
         write!(f, "{nodes} {noun}: {} (majority {majority})", counts.join(", "))
     }
+}
+
+fn is_yes(answer: &Answer) -> bool {
+    let has_key = matches!(
+        answer,
+        Answer::Granted | Answer::Accepted | Answer::Voted(_) | Answer::Raised | Answer::Present
+    );
+    has_key || matches!(answer, Answer::Deleted { .. })
 }
 
 /// What one node said.
@@ -127,7 +138,7 @@ impl NodeReport {
 
     /// Whether the node said *yes*: granted, extended, released.
     pub fn is_granted(&self) -> bool {
-        matches!(self.said, Said::Answer(Answer::Granted | Answer::Present | Answer::Deleted { .. }))
+        matches!(&self.said, Said::Answer(answer) if is_yes(answer))
     }
 
     /// What the node said, in words: `granted`, `held by another`, `timed out`, ...
@@ -155,8 +166,11 @@ pub(crate) enum Said {
 impl Said {
     fn word(&self) -> &'static str {
         match self {
-            Said::Answer(Answer::Granted) => "granted",
-            Said::Answer(Answer::Denied) => "held by another",
+            Said::Answer(Answer::Granted | Answer::Accepted | Answer::Raised) => "granted",
+            Said::Answer(Answer::Voted(_)) => "granted without the fence",
+            Said::Answer(Answer::Denied | Answer::Busy(_)) => "held by another",
+            Said::Answer(Answer::Enrolled(_)) => "counting",
+            Said::Answer(Answer::Observed(_)) => "observed",
             Said::Answer(Answer::Present) => "extended",
             Said::Answer(Answer::Healed) => "had lost the key",
             Said::Answer(Answer::Missing) => "without the key",

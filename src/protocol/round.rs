@@ -183,12 +183,17 @@ impl Round {
 pub fn vote(answer: &Answer) -> Vote {
     match answer {
         Answer::Granted | Answer::Present => Vote::Granted,
+        // The key is ours. Whether the fence is, too, is another question.
+        Answer::Accepted | Answer::Voted(_) | Answer::Raised => Vote::Granted,
+        Answer::Busy(_) => Vote::Denied,
         Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign => Vote::Denied,
         Answer::Unknown(_) | Answer::Waiting { .. } => Vote::Unknown,
         // No answers to that question.
         Answer::Deleted { .. }
         | Answer::Enlisted(_)
         | Answer::Delisted
+        | Answer::Enrolled(_)
+        | Answer::Observed(_)
         | Answer::Seen(_)
         | Answer::Removed(_) => Vote::Unknown,
     }

@@ -21,15 +21,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::command::{Answer, Command, Key, Sighting, Value, Waiter, Wake};
+use super::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Waiter, Wake};
+use super::fence::{Fence, highest_proposal};
+use super::marker::{Marker, Pact, Process, Rules, Verdict};
 use super::time::{Instant, Ttl};
 use super::wait::LIST_LIVES;
 
-/// Keys with values and expiries, and the wait lists beside them. Its clock is whatever it is told.
+/// Keys with values and expiries, the wait lists beside them, and for the strict kinds of locks the counters of the fences and
+/// the markers of the namespaces. Its clock is whatever it is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Store {
     entries: BTreeMap<Key, Entry>,
     lists: BTreeMap<Key, WaitList>,
+    counters: BTreeMap<Key, Counter>,
+    /// By namespace.
+    markers: BTreeMap<Box<[u8]>, Marker>,
     precision: Precision,
 }
 
@@ -37,6 +43,11 @@ pub struct Store {
 pub trait Messenger {
     /// By which name the client is woken that asks; `None` if it cannot be.
     fn caller(&self) -> Option<&Waiter>;
+
+    /// Which process the client takes this node for, by what was said when the connection was made; `None` if it was not said.
+    fn process(&self) -> Option<&Process> {
+        None
+    }
 
     /// Sends a message that a key is free. False if nobody hears it.
     fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool;
@@ -79,6 +90,17 @@ struct Entry {
     expires_at: Instant,
 }
 
+/// The largest fence that was accepted for a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Counter {
+    fence: Fence,
+    expires_at: Instant,
+}
+
+/// For so long after the last grant a node remembers the counter of a resource. After that the high-water mark of the
+/// namespace, which is no lower, stands for it; so what is kept for resources that nobody uses any more is bounded.
+const COUNTER_LIVES: Duration = Duration::from_secs(3_600);
+
 /// Those who wait for a key, by since when they do, on the node's clock and in whole microseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct WaitList {
@@ -95,10 +117,64 @@ impl Store {
 
     /// Carries out a command at the node's own time.
     pub fn apply(&mut self, time: Instant, command: &Command, messenger: &mut dyn Messenger) -> Answer {
+        match command.rules() {
+            Rules::Plain => self.carry_out(time, command, messenger),
+            Rules::Strict(pact) => self.carry_out_strictly(time, command, pact, messenger),
+        }
+    }
+
+    /// Compares the marker in the same step, so that nothing comes between the judgement and the vote.
+    fn carry_out_strictly(
+        &mut self,
+        time: Instant,
+        command: &Command,
+        pact: Pact,
+        messenger: &mut dyn Messenger,
+    ) -> Answer {
+        let is_too_long = |ttl: &Ttl| *ttl > pact.max_ttl();
+        let refused = Answer::Unknown(Unknown::Refused(Refusal::OtherRules));
+        let marker = self.markers.entry(command.key().namespace().into()).or_default();
+        match (marker.judge(messenger.process(), pact), command) {
+            (Verdict::Refused, _) => refused,
+            (_, Command::Propose { ttl, .. } | Command::Extend { ttl, .. }) if is_too_long(ttl) => refused,
+            (Verdict::Counts, _) => self.carry_out(time, command, messenger),
+            // Nobody counts a node of which it is not known what it has forgotten; but this is how it gets to be known.
+            (Verdict::Waits, Command::Observe { .. } | Command::Enrol { .. }) => {
+                self.carry_out(time, command, messenger)
+            }
+            (Verdict::Waits, _) => {
+                let said = Box::new(self.carry_out(time, command, messenger));
+                Answer::Waiting { said, counts_from: Instant::NEVER }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, time: Instant, command: &Command, messenger: &mut dyn Messenger) -> Answer {
         let now = self.precision.read(time);
         match command {
             Command::Acquire { key, value, ttl } => self.acquire(now, key, value, *ttl),
-            Command::Extend { key, value, ttl, heal } => self.extend(now, key, value, *ttl, *heal),
+            Command::Extend { key, value, ttl, heal, .. } => self.extend(now, key, value, *ttl, *heal),
+            Command::Propose { key, value, ttl, fence, .. } => match self.acquire(now, key, value, *ttl) {
+                Answer::Granted => self.consider(time, key, *fence),
+                _ => Answer::Busy(self.counter(now, key)),
+            },
+            Command::Raise { key, value, fence, .. } => self.raise(now, key, value, *fence),
+            Command::Observe { key, nonce, pact } => {
+                let (Some(process), marker) = (messenger.process(), self.marker(key)) else {
+                    return Answer::Unknown(Unknown::Nonsense);
+                };
+                match marker.judge(Some(process), *pact) {
+                    Verdict::Counts => Answer::Enrolled(marker.high_water),
+                    Verdict::Waits | Verdict::Refused => Answer::Observed(marker.observe(process, *nonce)),
+                }
+            }
+            Command::Enrol { key, nonce, floor, pact } => {
+                if let Some(process) = messenger.process() {
+                    self.marker(key).enrol(process, *nonce, *floor, *pact);
+                }
+                let observe = Command::Observe { key: key.clone(), nonce: *nonce, pact: *pact };
+                self.carry_out(time, &observe, messenger)
+            }
             Command::Release { key, value, linger, wake, .. } => {
                 match self.release(now, key, value, *linger) {
                     Answer::Deleted { .. } if *linger == Ttl::ZERO => {
@@ -172,6 +248,52 @@ impl Store {
             Some(_) => Answer::Foreign,
             None => Answer::Missing,
         }
+    }
+
+    /// The key has just been set for whoever proposes.
+    fn consider(&mut self, time: Instant, key: &Key, fence: Fence) -> Answer {
+        let now = self.precision.read(time);
+        let counter = self.counter(now, key);
+        if fence > counter && fence <= highest_proposal(time, counter) {
+            self.accept(now, key, fence);
+            Answer::Accepted
+        } else {
+            Answer::Voted(counter)
+        }
+    }
+
+    fn raise(&mut self, now: Instant, key: &Key, value: &Value, fence: Fence) -> Answer {
+        match self.find(now, key) {
+            Some(entry) if entry.value == *value => {}
+            Some(_) => return Answer::Foreign,
+            None => return Answer::Missing,
+        }
+        let counter = self.counter(now, key);
+        if fence <= counter {
+            return Answer::Voted(counter);
+        }
+        self.accept(now, key, fence);
+        Answer::Raised
+    }
+
+    fn accept(&mut self, now: Instant, key: &Key, fence: Fence) {
+        let marker = self.marker(key);
+        marker.high_water = marker.high_water.max(fence);
+        self.counters.insert(key.clone(), Counter { fence, expires_at: now + COUNTER_LIVES });
+    }
+
+    /// What a fence of the resource must be above.
+    fn counter(&mut self, now: Instant, key: &Key) -> Fence {
+        if self.counters.get(key).is_some_and(|counter| self.precision.is_over(now, counter.expires_at)) {
+            self.counters.remove(key);
+        }
+        let own = self.counters.get(key).map(|counter| counter.fence);
+        let marker = self.marker(key);
+        own.unwrap_or(marker.high_water).max(marker.floor)
+    }
+
+    fn marker(&mut self, key: &Key) -> &mut Marker {
+        self.markers.entry(key.namespace().into()).or_default()
     }
 
     /// Enters a wait list, or takes the place there that so long a wait deserves.
@@ -290,6 +412,9 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::fence::FURTHEST_AHEAD;
+    use crate::protocol::marker::Nonce;
+    use crate::protocol::quorum::Quorum;
 
     fn at(millis: u64) -> Instant {
         Instant::from_nanos(millis * 1_000_000)
@@ -318,8 +443,8 @@ mod tests {
         let key = Key::of_lock("", b"k");
         let command = match verb {
             "acquire" => Command::Acquire { key, value, ttl },
-            "extend" => Command::Extend { key, value, ttl, heal: true },
-            "renew" => Command::Extend { key, value, ttl, heal: false },
+            "extend" => Command::Extend { key, value, ttl, heal: true, rules: Rules::Plain },
+            "renew" => Command::Extend { key, value, ttl, heal: false, rules: Rules::Plain },
             "release" => {
                 Command::Release { key, value, linger: ttl, owed_for: Duration::ZERO, wake: Wake::Nobody }
             }
@@ -382,5 +507,160 @@ mod tests {
             assert_eq!(store.keys(Instant::from_nanos(last + 1)).count(), 0, "set at {set_at} ns");
             assert_eq!(left(&mut store, last + 1), None, "set at {set_at} ns");
         }
+    }
+
+    /// A client that takes the node for this process.
+    struct Knows(&'static str, Process);
+
+    impl Knows {
+        fn process(name: &'static str) -> Self {
+            Knows(name, Process(name.into()))
+        }
+    }
+
+    impl Messenger for Knows {
+        fn caller(&self) -> Option<&Waiter> {
+            None
+        }
+
+        fn process(&self) -> Option<&Process> {
+            (!self.0.is_empty()).then_some(&self.1)
+        }
+
+        fn wake(&mut self, _waiter: &Waiter, _key: &Key) -> bool {
+            false
+        }
+    }
+
+    fn pact(max_ttl: u64) -> Pact {
+        Pact::of(&["n1".into()], Quorum::of(1), Ttl::from_millis(max_ttl))
+    }
+
+    /// `propose a 10`, `raise a 10`, `extend a`, `release a`, `observe 7`, `enrol 7 10`, for a key of a namespace.
+    fn strictly(
+        store: &mut Store,
+        (time, process): (u64, &'static str),
+        words: &str,
+        key: &str,
+        pact: Pact,
+    ) -> String {
+        let mut words = words.split(' ');
+        let (verb, first) = (words.next().expect("a verb"), words.next().expect("a word"));
+        let number = words.next().map_or(0, |number| number.parse().expect("a number"));
+        let (key, value) = (Key::of_lock("ns", key.as_bytes()), Value::from_wire(first.as_bytes()));
+        let (fence, ttl) = (Fence::new(number), Ttl::from_millis(100));
+        let nonce = || Nonce(first.parse().expect("a number"));
+        let command = match verb {
+            "propose" => Command::Propose { key, value, ttl, fence, pact },
+            "raise" => Command::Raise { key, value, fence, pact },
+            "extend" => Command::Extend { key, value, ttl, heal: true, rules: Rules::Strict(pact) },
+            "observe" => Command::Observe { key, nonce: nonce(), pact },
+            "enrol" => Command::Enrol { key, nonce: nonce(), floor: fence, pact },
+            _ => {
+                let (linger, owed_for, wake) = (Ttl::ZERO, Duration::ZERO, Wake::Nobody);
+                Command::Release { key, value, linger, owed_for, wake }
+            }
+        };
+        match store.apply(at(time), &command, &mut Knows::process(process)) {
+            Answer::Waiting { said, .. } => format!("{said:?}, and does not count"),
+            Answer::Deleted { .. } => "Deleted".to_owned(),
+            answer => format!("{answer:?}"),
+        }
+    }
+
+    fn enrolled(high_water: u64) -> Store {
+        let mut store = Store::default();
+        strictly(&mut store, (0, "p"), "observe 7", "k", pact(100));
+        strictly(&mut store, (0, "p"), &format!("enrol 7 {high_water}"), "k", pact(100));
+        store
+    }
+
+    #[test]
+    fn a_fence_is_accepted_only_above_the_counter_and_where_the_key_stands() {
+        let mut store = enrolled(0);
+        for (time, command, expected) in [
+            (0, "propose a 10", "Accepted"),
+            (0, "propose b 11", "Busy(Fence(10))"),
+            (0, "raise b 12", "Foreign"), // what another's key guards is not moved
+            (0, "release a", "Deleted"),
+            (0, "raise a 12", "Missing"),
+            (0, "propose b 10", "Voted(Fence(10))"), // the key, but not the same fence twice
+            (0, "raise b 10", "Voted(Fence(10))"),
+            (0, "raise b 15", "Raised"),
+            (0, "extend b", "Present"),
+            (0, "release b", "Deleted"),
+            (0, "propose c 11", "Voted(Fence(15))"),
+        ] {
+            assert_eq!(strictly(&mut store, (time, "p"), command, "k", pact(100)), expected, "{command}");
+        }
+    }
+
+    #[test]
+    fn a_proposal_far_ahead_of_the_clock_is_not_accepted_but_what_is_raised_is_not_bounded() {
+        let (mut store, bound) = (enrolled(5), FURTHEST_AHEAD.as_micros() as u64);
+        let mut answer = |time, command: &str| strictly(&mut store, (time, "p"), command, "k", pact(100));
+        assert_eq!(answer(1, &format!("propose a {}", bound + 1_001)), "Voted(Fence(5))");
+        assert_eq!(answer(1, &format!("raise a {}", bound + 1_001)), "Raised");
+        assert_eq!(answer(1, "release a"), "Deleted");
+        assert_eq!(
+            answer(1, &format!("propose b {}", bound + 1_002)),
+            "Accepted",
+            "the next one leads nowhere"
+        );
+    }
+
+    #[test]
+    fn counters_expire_and_the_high_water_mark_stands_for_them() {
+        let mut store = enrolled(0);
+        let mut answer =
+            |time, command: &str, key: &str| strictly(&mut store, (time, "p"), command, key, pact(100));
+        assert_eq!(answer(0, "propose a 10", "k"), "Accepted");
+        assert_eq!(answer(0, "propose a 20", "other"), "Accepted");
+        assert_eq!(answer(3_599_999, "propose b 10", "k"), "Voted(Fence(10))");
+        assert_eq!(
+            answer(3_600_000, "raise b 15", "k"),
+            "Voted(Fence(20))",
+            "of another resource, and no lower"
+        );
+        assert_eq!(answer(3_600_000, "raise b 21", "k"), "Raised");
+        assert_eq!(answer(3_600_000, "propose a 21", "new"), "Voted(Fence(21))");
+    }
+
+    #[test]
+    fn a_counter_that_was_restored_does_not_win_over_the_floor() {
+        let mut store = enrolled(0);
+        assert_eq!(strictly(&mut store, (0, "p"), "propose a 10", "k", pact(100)), "Accepted");
+        // The same memory in another process, of which the others know that the fences are at 33.
+        for (command, expected) in [
+            ("release a", "Deleted"),
+            ("propose b 11", "Accepted, and does not count"),
+            ("extend b", "Present, and does not count"),
+            ("release b", "Deleted"),
+            ("observe 8", "Observed(Nonce(8))"),
+            ("observe 9", "Observed(Nonce(8))"),
+            ("enrol 9 33", "Observed(Nonce(8))"),
+            ("enrol 8 33", "Enrolled(Fence(33))"),
+            ("propose b 12", "Voted(Fence(33))"),
+            ("raise b 34", "Raised"),
+        ] {
+            assert_eq!(strictly(&mut store, (1, "q"), command, "k", pact(100)), expected, "{command}");
+        }
+    }
+
+    #[test]
+    fn who_has_agreed_on_something_else_is_refused_and_nothing_is_done() {
+        let mut store = enrolled(0);
+        for command in ["propose a 10", "raise a 10", "extend a", "observe 8", "enrol 8 10"] {
+            let answer = strictly(&mut store, (0, "p"), command, "k", pact(200));
+            assert_eq!(answer, "Unknown(Refused(OtherRules))", "{command}");
+        }
+        // A ttl above the longest one.
+        let mut store = Store::default();
+        let answer = strictly(&mut store, (0, "p"), "propose a 10", "k", pact(99));
+        assert_eq!(answer, "Unknown(Refused(OtherRules))");
+        assert_eq!(store.keys(at(0)).count(), 0);
+        // Who does not know which process it is cannot compare.
+        let answer = strictly(&mut enrolled(0), (0, ""), "propose a 10", "k", pact(100));
+        assert_eq!(answer, "Accepted, and does not count");
     }
 }

@@ -10,6 +10,7 @@ use super::scope::Scope;
 use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
 use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value, Wake};
+use crate::protocol::marker::Rules;
 use crate::protocol::round::RoundId;
 use crate::protocol::store::{Messenger, Store};
 use crate::protocol::time::{Instant, Ttl};
@@ -254,7 +255,13 @@ impl Mutant {
         actions.iter().for_each(|action| quirk.see(action, now));
         let is_release =
             |action: &Action| matches!(action, Action::Send { command: Command::Release { .. }, .. });
-        let extend = |(key, value)| Command::Extend { key, value, ttl: scope.max_ttl(), heal: true };
+        let extend = |(key, value)| Command::Extend {
+            key,
+            value,
+            ttl: scope.max_ttl(),
+            heal: true,
+            rules: Rules::Plain,
+        };
         let owed_for = scope.max_ttl().as_duration();
         let release =
             |(key, value)| Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake: Wake::Next };

@@ -7,6 +7,7 @@ use redis::{ServerError, Value as Wire};
 
 use super::resp::Writer;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
+use crate::protocol::marker::Rules;
 use crate::protocol::time::Ttl;
 use crate::protocol::wait::LIST_LIVES;
 
@@ -106,7 +107,7 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.part(b"PX");
             out.number(ttl.as_millis());
         }
-        Command::Extend { key, value, ttl, heal } => {
+        Command::Extend { key, value, ttl, heal, rules: Rules::Plain } => {
             EXTEND.call_on(key, form, 3, out);
             out.part(value.as_bytes());
             out.number(ttl.as_millis());
@@ -147,6 +148,12 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.part(channel.as_bytes());
             out.part(b"leave");
         }
+        // No client asks a server for these yet: a question that changes nothing, and whose answer is none to what was asked.
+        Command::Propose { key, .. }
+        | Command::Raise { key, .. }
+        | Command::Observe { key, .. }
+        | Command::Extend { key, .. }
+        | Command::Enrol { key, .. } => INSPECT.call_on(key, form, 0, out),
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
             INSPECT.call_on(key, form, 0, out);
         }
@@ -248,7 +255,7 @@ pub(super) mod tests {
         let ttl = Ttl::from_duration(Duration::from_secs(1));
         [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
-            Command::Extend { key: key.clone(), value, ttl, heal: true },
+            Command::Extend { key: key.clone(), value, ttl, heal: true, rules: Rules::Plain },
             release(Wake::Next),
             Command::Enlist { key: key.clone(), waited: Duration::from_millis(7) },
             Command::Inspect { key: key.clone() },

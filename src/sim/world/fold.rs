@@ -251,11 +251,15 @@ fn owner(value: &Value) -> Option<ClientIndex> {
 fn hash_command(command: &Command, hasher: &mut impl Hasher) {
     match command {
         Command::Acquire { ttl, .. } => (1_u8, ttl).hash(hasher),
-        Command::Extend { ttl, heal, .. } => (2_u8, ttl, heal).hash(hasher),
+        Command::Extend { ttl, heal, rules, .. } => (2_u8, ttl, heal, rules).hash(hasher),
         Command::Release { linger, owed_for, wake, .. } => (3_u8, linger, owed_for, wake).hash(hasher),
         Command::Inspect { .. } | Command::Remove { .. } => 4_u8.hash(hasher),
         Command::Enlist { waited, .. } => (5_u8, waited).hash(hasher),
         Command::Delist { .. } => 6_u8.hash(hasher),
+        Command::Propose { ttl, fence, pact, .. } => (7_u8, ttl, fence, pact).hash(hasher),
+        Command::Raise { fence, pact, .. } => (8_u8, fence, pact).hash(hasher),
+        Command::Observe { nonce, pact, .. } => (9_u8, nonce, pact).hash(hasher),
+        Command::Enrol { nonce, floor, pact, .. } => (10_u8, nonce, floor, pact).hash(hasher),
     }
 }
 

@@ -179,6 +179,16 @@ impl fmt::Display for Note {
             Note::Sent { client, node, command } => {
                 let (what, value) = match command {
                     Command::Acquire { value, .. } => ("SET", Some(value)),
+                    Command::Propose { value, fence, .. } => {
+                        return write!(f, "c{} to n{}: PROPOSE {fence} {value:?}", client + 1, node + 1);
+                    }
+                    Command::Raise { value, fence, .. } => {
+                        return write!(f, "c{} to n{}: RAISE {fence} {value:?}", client + 1, node + 1);
+                    }
+                    Command::Enrol { floor, .. } => {
+                        return write!(f, "c{} to n{}: ENROL above {floor}", client + 1, node + 1);
+                    }
+                    Command::Observe { .. } => ("OBSERVE", None),
                     Command::Extend { value, .. } => ("EXTEND", Some(value)),
                     Command::Release { value, .. } => ("RELEASE", Some(value)),
                     Command::Enlist { .. } => ("ENLIST", None),
