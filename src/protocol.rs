@@ -6,7 +6,7 @@
 //! 1. [`quorum`]: a majority of the configured nodes, and when a vote is decided.
 //! 2. [`time`] and [`lease`]: why a majority excludes everybody else until `asked_at + ttl - drift`.
 //! 3. [`command`] and [`store`]: what a node is asked, and what a node does.
-//! 4. [`admission`]: which node may vote; for the strict kinds the [`marker`].
+//! 4. [`admission`]: which node may vote; for the strict kinds [`marker`] and [`enrolment`].
 //! 5. [`claim`]: the whole life of one lock, which composes [`attempt`], [`look`], [`hold`] and [`release`] over [`round`]s.
 //! 6. [`fence`]: why the number that comes with a strict lock rises from grant to grant.
 //!
@@ -37,6 +37,8 @@ pub mod attempt;
 pub mod claim;
 pub mod command;
 // Nobody but the simulator asks for fences yet.
+#[cfg_attr(not(feature = "sim"), allow(dead_code))]
+pub mod enrolment;
 #[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod fence;
 pub mod hold;
