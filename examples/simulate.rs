@@ -7,6 +7,7 @@
 //!   --seed S        the first seed (0): a history is its seed
 //!   --minutes M     for so long instead, from a seed that nobody has had before
 //!   --steps N       how long a history is at most, before everything is mended (400)
+//!   --fences        a fence comes with every lock
 //!   --mutant NAME   with a mistake planted; it must be found. `all` for one after the other
 //!   --show          tell the history of the first seed, step by step
 //!   --picture FILE  draw the history of the first seed (SVG; shrunk, if it fails), or the one in which --mutant is found
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redlock_quorum::sim::fault::FaultClass;
-use redlock_quorum::sim::history::{History, Reached, random};
+use redlock_quorum::sim::history::{History, Reached, random, random_with_fences};
 use redlock_quorum::sim::mutant::Mutant;
 use redlock_quorum::sim::timeline::Timeline;
 
@@ -70,6 +71,7 @@ struct Options {
     steps: usize,
     mutants: Vec<Mutant>,
     show: bool,
+    fences: bool,
     picture: Option<PathBuf>,
 }
 
@@ -82,12 +84,17 @@ impl Options {
             steps: 400,
             mutants: Vec::new(),
             show: false,
+            fences: false,
             picture: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
-            if word == "--show" {
-                options.show = true;
+            match word.as_str() {
+                "--show" => options.show = true,
+                "--fences" => options.fences = true,
+                _ => {}
+            }
+            if matches!(word.as_str(), "--show" | "--fences") {
                 continue;
             }
             let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -125,6 +132,9 @@ impl Options {
     }
 
     fn with(&self, seed: u64, mutant: Option<Mutant>) -> History {
+        if self.fences && mutant.is_none() {
+            return random_with_fences(seed, &FaultClass::HARMLESS_TO_STRICT_KINDS, self.steps);
+        }
         let kinds = mutant.map_or(&FaultClass::HARMLESS[..], Mutant::kinds);
         random(seed, kinds, mutant, self.steps)
     }

@@ -11,7 +11,7 @@ use redlock_quorum::protocol::settings::Wishes;
 use redlock_quorum::sim::check::Violation;
 use redlock_quorum::sim::choose::{Replay, Seeded};
 use redlock_quorum::sim::fault::FaultClass;
-use redlock_quorum::sim::history::{History, Reached, live, random};
+use redlock_quorum::sim::history::{History, Reached, live, random, random_with_fences};
 use redlock_quorum::sim::mutant::Mutant;
 use redlock_quorum::sim::scope::{Scope, Weather, WishFor};
 use redlock_quorum::sim::world::Span;
@@ -52,6 +52,22 @@ fn random_histories_find_nothing() {
         assert!(count > HISTORIES * floor / 2, "only {count} locks {what} in {HISTORIES} histories");
     }
     assert!(reached.extended > HISTORIES / 10, "only {} extensions by hand", reached.extended);
+}
+
+#[test]
+fn random_histories_of_locks_with_fences_find_nothing() {
+    let mut reached = Reached::default();
+    for seed in 0..HISTORIES / 2 {
+        let history = random_with_fences(seed, &FaultClass::HARMLESS_TO_STRICT_KINDS, STEPS);
+        assert!(history.violation.is_none(), "seed {seed}: {}", history.shrunk());
+        reached.add(history.reached);
+    }
+    println!("{} histories with fences: {reached:?}", HISTORIES / 2);
+    // One that never raises a fence, nor lets a node count again that had forgotten something, shows nothing about either.
+    for (what, count, floor) in [("won", reached.won, 5), ("raised", reached.raised, 1)] {
+        assert!(count > HISTORIES * floor / 4, "only {count} {what} in {} histories", HISTORIES / 2);
+    }
+    assert!(reached.enrolled > HISTORIES / 10, "only {} nodes count again", reached.enrolled);
 }
 
 /// The seeds at which mistakes are found, as docs/safety.md has them.

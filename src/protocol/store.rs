@@ -19,10 +19,14 @@
 //! millisecond.
 
 use std::collections::{BTreeMap, BTreeSet};
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Waiter, Wake};
 use super::fence::{Fence, highest_proposal};
+#[cfg(feature = "sim")]
+use super::marker::Nonce;
 use super::marker::{Marker, Pact, Process, Rules, Verdict};
 use super::time::{Instant, Ttl};
 use super::wait::LIST_LIVES;
@@ -380,6 +384,39 @@ impl Store {
         self.entries.values().map(|entry| (&entry.value, entry.expires_at))
     }
 
+    /// What a fence of the resource must be above, and what of that is the node's own memory of the resource.
+    #[cfg(feature = "sim")]
+    pub fn counters(&mut self, time: Instant, key: &Key) -> (Fence, Option<Fence>) {
+        let counter = self.counter(self.precision.read(time), key);
+        (counter, self.counters.get(key).map(|counter| counter.fence))
+    }
+
+    /// Accepts a fence, whatever stands at the key.
+    #[cfg(feature = "sim")]
+    pub fn accept_anyway(&mut self, time: Instant, key: &Key, fence: Fence) {
+        self.accept(self.precision.read(time), key, fence);
+    }
+
+    /// The largest fence that was accepted in the namespace of a key.
+    #[cfg(feature = "sim")]
+    pub fn high_water(&mut self, key: &Key) -> Fence {
+        self.marker(key).high_water
+    }
+
+    /// Lets a process count that has nothing to forget, in the namespace of a key.
+    #[cfg(feature = "sim")]
+    pub fn begin_to_count(&mut self, key: &Key, process: &Process, floor: Fence, pact: Pact) {
+        let marker = self.marker(key);
+        let nonce = marker.observe(process, Nonce(0));
+        marker.enrol(process, nonce, floor, pact);
+    }
+
+    /// Fences and markers, which have no names of clients in them.
+    #[cfg(feature = "sim")]
+    pub fn hash_strict_part<H: Hasher>(&self, hasher: &mut H) {
+        (&self.counters, &self.markers).hash(hasher);
+    }
+
     /// Forgets the keys that are over now, as the next command about them would.
     #[cfg(feature = "sim")]
     pub fn forget_what_is_over(&mut self, now: Instant) {
@@ -413,6 +450,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::protocol::fence::FURTHEST_AHEAD;
+    #[cfg(not(feature = "sim"))]
     use crate::protocol::marker::Nonce;
     use crate::protocol::quorum::Quorum;
 

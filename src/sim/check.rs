@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use super::world::{ClientIndex, Note, World};
 use crate::protocol::claim::{Claim, Loss, Notice};
 use crate::protocol::command::{Command, NodeIndex, Value};
+use crate::protocol::fence::Fence;
 use crate::protocol::time::Instant;
 
 /// What went wrong in a history.
@@ -28,6 +29,10 @@ pub enum Violation {
     /// A claim was woken, and competes after the end of its wait, or holds although its loss was to be told; or it does not ask
     /// to be woken by then.
     Overdue(ClientIndex),
+    /// A fence came with a lock that is not above the one before.
+    FenceNotAbove(ClientIndex),
+    /// A node was asked for a third time to win one lock with its fence.
+    ThirdRoundTrip(ClientIndex),
     /// Everything was mended, and a client that wants the free resource does not get it.
     NoProgress(ClientIndex),
     /// Everything was mended and released, and a key stands.
@@ -56,6 +61,10 @@ impl fmt::Display for Violation {
             }
             Violation::WokenInVain(client) => write!(f, "c{} is woken in vain", client + 1),
             Violation::Overdue(client) => write!(f, "c{} does not end in time", client + 1),
+            Violation::FenceNotAbove(client) => {
+                write!(f, "the fence of c{} is not above that of the grant before", client + 1)
+            }
+            Violation::ThirdRoundTrip(client) => write!(f, "c{} takes a third round trip", client + 1),
             Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
             Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
         }
@@ -66,6 +75,8 @@ impl fmt::Display for Violation {
 #[derive(Clone, Debug, Default, Hash)]
 pub struct Checker {
     seen: Vec<Seen>,
+    /// That came with the last lock.
+    fence: Fence,
 }
 
 /// A claim may have several things to do at one moment, one after the other, but not this many.
@@ -86,6 +97,8 @@ struct Seen {
     woken: (Instant, u32),
     /// When another client won since this one did, on this one's clock.
     another_won_at: Option<Instant>,
+    /// The nodes at which the present attempt has raised its fence.
+    raised_at: Vec<NodeIndex>,
 }
 
 impl Checker {
@@ -116,11 +129,17 @@ impl Checker {
         Ok(())
     }
 
+    /// What was seen of the fences so far.
+    pub(super) fn fence(&self) -> Fence {
+        self.fence
+    }
+
     /// What was seen of a client's claim, whosever it is: a claim of one attempt has one value to release.
     pub(super) fn hash_of(&self, client: ClientIndex, hasher: &mut impl Hasher) {
         let Some(seen) = self.seen.get(client) else { return };
-        let Seen { claim, valid_until, lost, released, over, woken, another_won_at } = seen;
+        let Seen { claim, valid_until, lost, released, over, woken, another_won_at, raised_at } = seen;
         (claim, valid_until, lost, released.is_some(), over, woken, another_won_at).hash(hasher);
+        raised_at.hash(hasher);
     }
 
     /// Whether a validity only ever grows, and ends once.
@@ -165,6 +184,22 @@ impl Checker {
             }
             Note::Sent { client, command: Command::Release { value, .. }, .. } => {
                 self.seen[*client].released = Some(value.clone());
+            }
+            Note::Sent { client, command: Command::Propose { .. }, .. } => {
+                self.seen[*client].raised_at.clear();
+            }
+            Note::Sent { client, node, command: Command::Raise { .. } } => {
+                let raised_at = &mut self.seen[*client].raised_at;
+                if raised_at.contains(node) {
+                    return Err(Violation::ThirdRoundTrip(*client));
+                }
+                raised_at.push(*node);
+            }
+            Note::Granted { client, fence } => {
+                let before = std::mem::replace(&mut self.fence, *fence);
+                if *fence <= before && world.scope().exclusive {
+                    return Err(Violation::FenceNotAbove(*client));
+                }
             }
             Note::Told { client, notice: Notice::Won } => {
                 self.seen[*client].released = None;

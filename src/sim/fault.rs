@@ -151,6 +151,20 @@ impl FaultClass {
         FaultClass::Deaths,
     ];
 
+    /// Those under which no two clients may ever hold a lock of a strict kind: the nodes themselves notice that they are flushed.
+    pub const HARMLESS_TO_STRICT_KINDS: [FaultClass; 10] = [
+        FaultClass::Crashes,
+        FaultClass::Amnesia,
+        FaultClass::Staleness,
+        FaultClass::Replacement,
+        FaultClass::Stalls,
+        FaultClass::Fullness,
+        FaultClass::Cuts,
+        FaultClass::Pauses,
+        FaultClass::Deaths,
+        FaultClass::Flushes,
+    ];
+
     /// Those that break an assumption.
     pub const HARMFUL: [FaultClass; 5] = [
         FaultClass::Eviction,

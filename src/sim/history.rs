@@ -12,6 +12,7 @@ use super::mutant::Mutant;
 use super::scope::Scope;
 use super::world::{ClientIndex, Note, Span, Step, World};
 use crate::protocol::claim::Notice;
+use crate::protocol::command::Command;
 use crate::protocol::quorum::Quorum;
 
 /// A history that was lived through.
@@ -36,6 +37,10 @@ pub struct Reached {
     pub steps: u64,
     /// Commands that claims sent.
     pub sent: u64,
+    /// Fences that had to be raised, by the commands that were sent for it.
+    pub raised: u64,
+    /// Commands that let a node count that had not.
+    pub enrolled: u64,
     /// Locks won.
     pub won: u64,
     /// Extensions confirmed, by hand.
@@ -51,6 +56,8 @@ impl Reached {
     pub fn add(&mut self, other: Reached) {
         self.steps += other.steps;
         self.sent += other.sent;
+        self.raised += other.raised;
+        self.enrolled += other.enrolled;
         self.won += other.won;
         self.extended += other.extended;
         self.lost += other.lost;
@@ -59,12 +66,15 @@ impl Reached {
 
     fn note(&mut self, note: &Note) {
         let notice = match note {
-            Note::Sent { .. } => {
+            Note::Sent { command, .. } => {
                 self.sent += 1;
+                self.raised += u64::from(matches!(command, Command::Raise { .. }));
+                self.enrolled += u64::from(matches!(command, Command::Enrol { .. }));
                 return;
             }
             Note::Told { notice, .. } => notice,
             Note::Fed { .. } | Note::Woken { .. } => return,
+            Note::Granted { .. } => return,
         };
         match notice {
             Notice::Won => self.won += 1,
@@ -79,6 +89,12 @@ impl Reached {
 /// The random history of a seed, of at most so many steps before the calm.
 pub fn random(seed: u64, kinds: &[FaultClass], mutant: Option<Mutant>, most: usize) -> History {
     let scope = Arc::new(Scope::drawn(seed, kinds, mutant));
+    live(&scope, &mut Seeded::new(seed), most)
+}
+
+/// The same in which a fence comes with every lock.
+pub fn random_with_fences(seed: u64, kinds: &[FaultClass], most: usize) -> History {
+    let scope = Arc::new(Scope::drawn_with_fences(seed, kinds));
     live(&scope, &mut Seeded::new(seed), most)
 }
 
@@ -145,8 +161,10 @@ impl fmt::Display for History {
         let mut tell = |world: &mut World, step: Step| {
             world.perform(step);
             writeln!(f, "{:>12}  {step}", format!("{:.1?}", world.now().since(start)))?;
-            let told =
-                world.notes().iter().filter(|note| matches!(note, Note::Sent { .. } | Note::Told { .. }));
+            let told = world
+                .notes()
+                .iter()
+                .filter(|note| matches!(note, Note::Sent { .. } | Note::Granted { .. } | Note::Told { .. }));
             let mut told = told;
             told.try_for_each(|note| writeln!(f, "{:>12}    -> {note}", ""))
         };

@@ -3,15 +3,19 @@
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::fault::FaultClass;
-use super::scope::Scope;
+use super::scope::{Scope, Sort, Weather};
+use super::world::Span;
 use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
 use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value, Wake};
+use crate::protocol::fence::Fence;
 use crate::protocol::marker::Rules;
 use crate::protocol::round::RoundId;
+use crate::protocol::settings::Terms;
 use crate::protocol::store::{Messenger, Store};
 use crate::protocol::time::{Instant, Ttl};
 
@@ -80,11 +84,29 @@ pub enum Mutant {
     MessagesAreTrusted,
     /// The message of one node is as good as those of a majority, also to who was woken in vain before.
     OneMessageIsEnough,
+    /// Every node counts on its own, and the largest count of a majority is the fence.
+    MaximumOfCounters,
+    /// A fence above all counters of a majority is written back to any majority.
+    WriteBackToAnyMajority,
+    /// A fence is raised at any node, whosever key stands there.
+    RaiseWithoutTheKey,
+    /// A fence that was proposed is taken for accepted where the key is granted.
+    VotedCountsAsAccepted,
+    /// What a node that does not count is asked counts.
+    UnenrolledNodeCounts,
+    /// A node that forgot something counts before the longest ttl has passed.
+    EnrolledWithoutWait,
+    /// A node that forgot something is not told how far the fences are.
+    EnrolledWithoutSeed,
+    /// A node that forgot something is told how far the fences were when it was first looked at.
+    SeededBeforeTheWait,
+    /// A counter that a node has restored wins over what the other nodes have told it.
+    RestoredCounterWins,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 31] = [
+    pub const ALL: [Mutant; 40] = [
         Mutant::ReusedLeaseId,
         Mutant::ValidFromTheReply,
         Mutant::StartMovedInTheOrderedRetry,
@@ -116,13 +138,59 @@ impl Mutant {
         Mutant::ChangeIsJudgedByAge,
         Mutant::MessagesAreTrusted,
         Mutant::OneMessageIsEnough,
+        Mutant::MaximumOfCounters,
+        Mutant::WriteBackToAnyMajority,
+        Mutant::RaiseWithoutTheKey,
+        Mutant::VotedCountsAsAccepted,
+        Mutant::UnenrolledNodeCounts,
+        Mutant::EnrolledWithoutWait,
+        Mutant::EnrolledWithoutSeed,
+        Mutant::SeededBeforeTheWait,
+        Mutant::RestoredCounterWins,
     ];
+
+    /// Whether it is one of locks that come with fences.
+    pub fn is_of_fences(self) -> bool {
+        matches!(
+            self,
+            Mutant::MaximumOfCounters
+                | Mutant::WriteBackToAnyMajority
+                | Mutant::RaiseWithoutTheKey
+                | Mutant::VotedCountsAsAccepted
+                | Mutant::UnenrolledNodeCounts
+                | Mutant::EnrolledWithoutWait
+                | Mutant::EnrolledWithoutSeed
+                | Mutant::SeededBeforeTheWait
+                | Mutant::RestoredCounterWins
+        )
+    }
+
+    fn raises_everywhere(self) -> bool {
+        matches!(self, Mutant::WriteBackToAnyMajority | Mutant::RaiseWithoutTheKey)
+    }
+
+    /// How much too early a client believes that a node has waited.
+    pub(super) fn hurry(self, scope: &Scope) -> Duration {
+        match self {
+            Mutant::EnrolledWithoutWait => scope.max_ttl().as_duration() * 2,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The fence that whoever waits for a claim believes to have got.
+    pub(super) fn believed_fence(self, told: Option<Fence>, quirk: &Quirk) -> Option<Fence> {
+        match self {
+            Mutant::MaximumOfCounters => quirk.attempt.as_ref().map(|asked| asked.highest),
+            _ => told,
+        }
+    }
 
     /// The number of nodes with which it shows, if not with any.
     pub(super) fn nodes(self) -> Option<usize> {
         match self {
             Mutant::HalfIsAMajority => Some(4),
             Mutant::SameServerTwice => Some(3),
+            _ if self.is_of_fences() => Some(3),
             _ => None,
         }
     }
@@ -132,6 +200,7 @@ impl Mutant {
         match self {
             // Safe as long as nobody deletes the keys of another.
             Mutant::HealedCountsAtOnce => &[FaultClass::Deletions, FaultClass::Pauses, FaultClass::Stalls],
+            _ if self.is_of_fences() => &FaultClass::HARMLESS_TO_STRICT_KINDS,
             _ => &FaultClass::HARMLESS,
         }
     }
@@ -149,6 +218,53 @@ impl Mutant {
                 scope.strangers = true;
                 scope.most_faults = 2;
                 (scope.weather.faults, scope.weather.dial) = (vec![(FaultClass::Amnesia, 3)], 3);
+            }
+            // They show when somebody is behind and raises a fence while others propose, and a command is lost on its way.
+            // It shows when a lock is won by a vote from before the restart, and is kept for longer than the node waits.
+            Mutant::SeededBeforeTheWait => {
+                for wish in &mut scope.wishes {
+                    let node_timeout = wish.terms.ttl.as_duration();
+                    wish.terms = Arc::new(Terms { node_timeout, ..(*wish.terms).clone() });
+                    // Who waits learns how far the fences are.
+                    wish.wait = None;
+                }
+                scope.clients = 2;
+                let wall_clocks = [300_000_000, 0].into();
+                scope.sort = Sort::Fenced { wall_clocks, high_waters: Vec::new(), remembers: false };
+                scope.most_faults = 1;
+                scope.weather = Weather {
+                    spans: vec![(Span::UntilDue, 1)],
+                    begin: 1,
+                    wake: 500,
+                    take: 500,
+                    release: 1,
+                    dial: 200,
+                    arrive: 5,
+                    hear: 50,
+                    mending: 200,
+                    faults: vec![(FaultClass::Amnesia, 1)],
+                    ..Weather::default()
+                };
+            }
+            _ if self.raises_everywhere() => {
+                scope.clients = 4;
+                let wall_clocks = [0, 300_000_000, 300_000_000, 300_000_000].into();
+                let high_waters = vec![0, 2_000_000_000, 0];
+                scope.sort = Sort::Fenced { wall_clocks, high_waters, remembers: false };
+                scope.most_faults = 0;
+                scope.weather = Weather {
+                    spans: vec![(Span::Micros(100), 20), (Span::UntilDue, 5)],
+                    begin: 20,
+                    wake: 200,
+                    take: 1_000,
+                    release: 50,
+                    dial: 100,
+                    breaks: 5,
+                    arrive: 40,
+                    hear: 60,
+                    late: 1,
+                    ..Weather::default()
+                };
             }
             _ => {}
         }
@@ -209,7 +325,25 @@ impl Mutant {
                     Mutant::TooLateUnnoticed => *now = attempt.map_or(*now, |asked| asked.first_sent_at),
                     Mutant::LateExtensionCounts => *now = extension.map_or(*now, |asked| asked.first_sent_at),
                     Mutant::HealedCountsAtOnce if *answer == Answer::Healed => *answer = Answer::Present,
-                    Mutant::WaitingNodeCounts => *answer = answer.said().clone(),
+                    Mutant::WaitingNodeCounts | Mutant::UnenrolledNodeCounts => {
+                        *answer = answer.said().clone()
+                    }
+                    Mutant::MaximumOfCounters | Mutant::VotedCountsAsAccepted => {
+                        if let Answer::Voted(_) = answer {
+                            *answer = Answer::Accepted;
+                        }
+                    }
+                    _ if self.raises_everywhere()
+                        && *answer == Answer::Raised
+                        && claim.phase() != Phase::Claiming =>
+                    {
+                        return false;
+                    }
+                    _ if self.raises_everywhere()
+                        && attempt.is_some_and(|asked| asked.raised == quirk.nodes / 2 + 1) =>
+                    {
+                        mail.extend(to_all_others(Answer::Raised));
+                    }
                     Mutant::SilenceIsANo if extension.is_some() && answer.is_silence() => {
                         *answer = Answer::Foreign;
                     }
@@ -289,6 +423,7 @@ impl Mutant {
             {
                 actions.extend(quirk.to_all(extend));
             }
+            _ if self.raises_everywhere() => quirk.raise_everywhere(actions),
             Mutant::ExtensionAfterTheRelease if quirk.won_at.is_some() && actions.iter().any(is_release) => {
                 actions.extend(quirk.to_all(extend));
             }
@@ -360,6 +495,39 @@ impl Mutant {
                     Answer::Missing
                 }
             }
+            (Mutant::MaximumOfCounters, Command::Propose { key, value, ttl, pact, .. }) => {
+                let fence = store.counters(time, key).0.next();
+                let (key, value) = (key.clone(), value.clone());
+                let command = Command::Propose { key, value, ttl: *ttl, fence, pact: *pact };
+                match store.apply(time, &command, messenger) {
+                    Answer::Accepted => Answer::Voted(fence),
+                    other => other,
+                }
+            }
+            (Mutant::WriteBackToAnyMajority, Command::Propose { key, value, ttl, pact, .. }) => {
+                let (key, value, fence) = (key.clone(), value.clone(), Fence::NONE);
+                store.apply(time, &Command::Propose { key, value, ttl: *ttl, fence, pact: *pact }, messenger)
+            }
+            (_, Command::Raise { key, fence, .. }) if self.raises_everywhere() => {
+                let counter = store.counters(time, key).0;
+                match store.apply(time, command, messenger) {
+                    Answer::Foreign | Answer::Missing if *fence > counter => {
+                        store.accept_anyway(time, key, *fence);
+                        Answer::Raised
+                    }
+                    other => other,
+                }
+            }
+            (Mutant::RestoredCounterWins, Command::Propose { key, fence, .. }) => {
+                let (_, own) = store.counters(time, key);
+                match store.apply(time, command, messenger) {
+                    Answer::Voted(_) if own.is_some_and(|own| *fence > own) => {
+                        store.accept_anyway(time, key, *fence);
+                        Answer::Accepted
+                    }
+                    other => other,
+                }
+            }
             (Mutant::SetWithoutNx, Command::Acquire { key, value, ttl }) => {
                 store.put(time, key, value, ttl.as_duration());
                 Answer::Granted
@@ -370,7 +538,11 @@ impl Mutant {
 
     /// Whether a node does something else than servers do.
     pub(super) fn changes_nodes(self) -> bool {
-        matches!(self, Mutant::ExtensionShortens | Mutant::ReleaseWithoutComparison | Mutant::SetWithoutNx)
+        self.raises_everywhere()
+            || matches!(
+                self,
+                Mutant::ExtensionShortens | Mutant::ReleaseWithoutComparison | Mutant::SetWithoutNx
+            )
     }
 
     /// What a transport sends again on a new connection, of what was not answered on the old one.
@@ -393,6 +565,7 @@ pub(super) struct Quirk {
     extension: Option<Asked>,
     won_at: Option<Instant>,
     kept_back: Vec<Event>,
+    raised_in: Option<RoundId>,
 }
 
 /// A round of writes.
@@ -412,6 +585,9 @@ struct Asked {
     denied: usize,
     unknown: usize,
     unreachable: usize,
+    /// The largest counter that was heard, and at how many nodes a fence was raised.
+    highest: Fence,
+    raised: usize,
 }
 
 impl Quirk {
@@ -422,8 +598,8 @@ impl Quirk {
 
     /// What tells two apart that are whosever: as of [`Claim::hash_by_node`].
     pub(super) fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
-        let Quirk { nodes, first_id: _, attempt, extension, won_at, kept_back } = self;
-        (nodes, won_at).hash(all);
+        let Quirk { nodes, first_id: _, attempt, extension, won_at, kept_back, raised_in } = self;
+        (nodes, won_at, raised_in).hash(all);
         for asked in [attempt, extension] {
             asked.is_some().hash(all);
             asked.iter().for_each(|asked| asked.hash_by_node(all, each));
@@ -441,6 +617,9 @@ impl Quirk {
             Action::Send { node, round, command: Command::Acquire { key, value, ttl } } => {
                 Asked::note(&mut self.attempt, (*round, *node), (key, value, *ttl), now);
             }
+            Action::Send { node, round, command: Command::Propose { key, value, ttl, .. } } => {
+                Asked::note(&mut self.attempt, (*round, *node), (key, value, *ttl), now);
+            }
             Action::Send { node, round, command: Command::Extend { key, value, .. } } => {
                 Asked::note(&mut self.extension, (*round, *node), (key, value, Ttl::ZERO), now);
             }
@@ -455,13 +634,31 @@ impl Quirk {
         asked.nodes = self.nodes;
         asked.silent.retain(|silent| *silent != node);
         match answer {
-            Answer::Granted => asked.granted += 1,
+            Answer::Granted | Answer::Accepted => asked.granted += 1,
+            Answer::Voted(counter) => asked.highest = asked.highest.max(*counter),
+            Answer::Raised => asked.raised += 1,
             Answer::Foreign | Answer::Healed => asked.denied += 1,
             Answer::Unknown(unknown) => {
                 asked.unknown += 1;
                 asked.unreachable += usize::from(*unknown == Unknown::NotConnected);
             }
             _ => {}
+        }
+    }
+
+    /// Where one fence is raised first, it is raised everywhere; later nowhere again.
+    fn raise_everywhere(&mut self, actions: &mut Vec<Action>) {
+        let is_raise =
+            |action: &Action| matches!(action, Action::Send { command: Command::Raise { .. }, .. });
+        let Some(Action::Send { round, command, .. }) =
+            actions.iter().find(|action| is_raise(action)).cloned()
+        else {
+            return;
+        };
+        actions.retain(|action| !is_raise(action));
+        if self.raised_in.replace(round) != Some(round) {
+            let send = |node| Action::Send { node, round, command: command.clone() };
+            actions.extend((0..self.nodes).map(send));
         }
     }
 
@@ -481,8 +678,8 @@ impl Asked {
         let Asked { round, key: _, value: _, ttl, first_sent_at, last_sent_at, silent, .. } = self;
         (round, ttl, first_sent_at, last_sent_at).hash(all);
         silent.iter().for_each(|node| "silent".hash(&mut each[*node]));
-        let Asked { nodes, granted, denied, unknown, unreachable, .. } = self;
-        (nodes, granted, denied, unknown, unreachable).hash(all);
+        let Asked { nodes, granted, denied, unknown, unreachable, highest, raised, .. } = self;
+        (nodes, granted, denied, unknown, unreachable, highest, raised).hash(all);
     }
 
     fn is_won_among_the_reachable(&self) -> bool {
@@ -509,6 +706,8 @@ impl Asked {
             denied: 0,
             unknown: 0,
             unreachable: 0,
+            highest: Fence::NONE,
+            raised: 0,
         });
         asked.last_sent_at = now;
         asked.silent.push(node);

@@ -9,6 +9,7 @@ use super::fault::FaultClass;
 use super::mutant::Mutant;
 use super::world::Span;
 use crate::protocol::admission::RestartProtection;
+use crate::protocol::marker::Pact;
 use crate::protocol::settings::{Renewal, Terms, Wishes};
 use crate::protocol::store::Precision;
 use crate::protocol::time::{Drift, Instant, Ttl};
@@ -30,6 +31,8 @@ pub struct Scope {
     pub precision: Precision,
     /// Whether restarted nodes wait.
     pub protection: RestartProtection,
+    /// What clients want: the lock, or a fence with it.
+    pub sort: Sort,
     /// A mistake that is planted.
     pub mutant: Option<Mutant>,
     /// Whether no two clients may hold at once. Not where an assumption is broken on purpose.
@@ -66,6 +69,23 @@ pub struct Scope {
     pub ends_at: Instant,
     /// How likely each thing is.
     pub weather: Weather,
+}
+
+/// What the clients of a history want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// The lock.
+    Plain,
+    /// The lock, and a fence with it.
+    Fenced {
+        /// What the wall clock of each client showed, in microseconds, when all clocks were at zero; those of the nodes showed
+        /// zero then.
+        wall_clocks: Vec<u64>,
+        /// Up to where each node has accepted fences before; zero where nothing is said.
+        high_waters: Vec<u64>,
+        /// Whether a client still knows of the fences that its former claims have met.
+        remembers: bool,
+    },
 }
 
 /// A way to want the resource.
@@ -154,6 +174,7 @@ impl Scope {
             wishes: drawn_wishes(&mut chance, nodes),
             precision: chance.one_of(&[Precision::Exact, Precision::Milliseconds]),
             protection: RestartProtection::On,
+            sort: Sort::Plain,
             mutant,
             exclusive: true,
             strangers,
@@ -173,9 +194,38 @@ impl Scope {
             weather,
         };
         if let Some(mutant) = mutant {
+            if mutant.is_of_fences() {
+                scope.draw_fences(seed);
+            }
             mutant.tune(&mut scope);
         }
         scope
+    }
+
+    /// The same in which a fence comes with every lock.
+    pub fn drawn_with_fences(seed: u64, kinds: &[FaultClass]) -> Scope {
+        let mut scope = Scope::drawn(seed, kinds, None);
+        scope.draw_fences(seed);
+        scope
+    }
+
+    /// Wall clocks that are right, or wrong by less and by more than the nodes put up with.
+    fn draw_fences(&mut self, seed: u64) {
+        const MINUTES: [u64; 6] = [5, 5, 5, 0, 4, 15];
+        let mut chance = Seeded::new(seed ^ 0xfe4c_e000_0000_0000);
+        let wall_clock = |chance: &mut Seeded| chance.one_of(&MINUTES) * 60_000_000 + chance.below(50_000);
+        let wall_clocks = (0..self.clients).map(|_| wall_clock(&mut chance)).collect();
+        // What a node has met alone, it has met of an attempt that failed.
+        let high_water =
+            |chance: &mut Seeded| chance.one_of(&[0, 0, 1]) * (1_300_000_000 + chance.below(1_000_000));
+        let high_waters = (0..self.nodes).map(|_| high_water(&mut chance)).collect();
+        self.sort = Sort::Fenced { wall_clocks, high_waters, remembers: chance.percent(50) };
+    }
+
+    /// What all clients agree on.
+    pub(super) fn pact(&self) -> Pact {
+        let terms = &self.wishes[0].terms;
+        Pact::of(&terms.nodes, terms.quorum, terms.max_ttl)
     }
 
     /// Nobody renews, and hardly anybody releases.
@@ -291,6 +341,8 @@ pub struct Small {
     pub breaks: u32,
     /// What goes wrong, and how often.
     pub faults: (Vec<FaultClass>, u32),
+    /// Whether a fence comes with the lock.
+    pub sort: Sort,
     /// Whether worlds that go on alike are looked at once. Not where there are two attempts: the second asks in node order.
     pub folds: bool,
 }
@@ -310,6 +362,7 @@ impl Default for Small {
             answers_at_once: false,
             breaks: 0,
             faults: (Vec::new(), 0),
+            sort: Sort::Plain,
             folds: true,
         }
     }
@@ -326,12 +379,15 @@ impl Small {
         let (kinds, most_faults) = &self.faults;
         let is_a_restart = |kind: &FaultClass| matches!(kind, FaultClass::Crashes | FaultClass::Amnesia);
         let folds = self.folds && self.attempts == 1 && !self.waits && kinds.iter().all(is_a_restart);
+        // Who sees to a node that restarted asks each node about the others.
+        let folds = folds && (self.sort == Sort::Plain || *most_faults == 0);
         Scope {
             nodes: self.nodes,
             clients: self.clients,
             wishes: vec![WishFor { terms, wait: self.waits.then_some(TTL), without_restarts: false }],
             precision: Precision::Exact,
             protection: RestartProtection::On,
+            sort: self.sort.clone(),
             mutant,
             exclusive: true,
             strangers: false,

@@ -10,6 +10,7 @@ mod network;
 mod offers;
 mod server;
 mod step;
+mod strict;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -62,6 +63,9 @@ impl World {
                 let Some(id) = world.wires.last().map(|wire| wire.id) else { continue };
                 world.arrive(id);
                 world.hear(id);
+                // In which the client asks whether the node counts.
+                world.arrive(id);
+                world.hear(id);
             }
         }
         world
@@ -82,6 +86,7 @@ impl World {
             Step::Begin { client, wish } => self.begin(client, wish),
             Step::Wake { client } => {
                 self.tell(client, &Event::Tick);
+                self.see_to_what_is_due(client);
                 if !self.scope.mutant.is_some_and(Mutant::oversleeps) {
                     self.notes.push(Note::Woken { client });
                 }
@@ -218,6 +223,7 @@ impl World {
         let idle = |client: &Part<Client>| {
             client.life == Life::Dead
                 || (client.wish.is_none()
+                    && client.enrols_at() == Instant::NEVER
                     && client.ending.iter().all(|wish| wish.claim.wake_at() == Instant::NEVER))
         };
         self.clients.iter().all(idle)

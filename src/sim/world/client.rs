@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::strict::{ENROLMENT, Strict};
 use super::{ClientIndex, Note, WireId, World};
 use crate::node::owed::Owed;
 use crate::protocol::admission::Admission;
@@ -27,6 +28,8 @@ pub(super) struct Client {
     /// Others wait for the resource, by the last release, and until when that matters.
     pub(super) others_wait_until: Option<Instant>,
     pub(super) links: Vec<Link>,
+    /// What it needs for locks of a strict kind.
+    pub(super) strict: Option<Strict>,
     pub(super) quirk: Quirk,
 }
 
@@ -101,6 +104,7 @@ impl Client {
             attempts: 0,
             others_wait_until: None,
             links: (0..scope.nodes).map(|_| Link::new(scope)).collect(),
+            strict: Strict::new(scope, client),
             quirk: Quirk::default(),
         }
     }
@@ -140,6 +144,9 @@ impl World {
         let latest = patience.ends_at_latest();
         let mut claim = Claim::new(Self::key(), signature, terms, patience);
         let state = &mut self.clients[client];
+        if let Some(strict) = &state.strict {
+            claim = claim.of_kind(strict.kind());
+        }
         if state.others_wait_until.is_some_and(|until| now < until) {
             claim = claim.letting_others_pass();
         }
@@ -224,6 +231,9 @@ impl World {
 
     /// What the driver does: brings an event, and performs what comes out, in order.
     pub(super) fn feed(&mut self, client: ClientIndex, number: u32, event: Event) {
+        if number == ENROLMENT {
+            return self.feed_enrolment(client, &event);
+        }
         let mut mail = VecDeque::from([event]);
         let mut actions = Vec::new();
         while let Some(mut event) = mail.pop_front() {
@@ -267,6 +277,9 @@ impl World {
                         }
                     }
                     Action::Tell(notice) => {
+                        if let (Notice::Won, Some(fence)) = (&notice, self.fence_of(client, number)) {
+                            self.notes.push(Note::Granted { client, fence });
+                        }
                         self.hear_notice(client, number, &notice);
                         self.notes.push(Note::Told { client, notice });
                     }
@@ -293,6 +306,9 @@ impl World {
         let state = &mut self.clients[client];
         let owes = state.wish.as_ref().is_some_and(|wish| wish.owes && wish.claim.phase() == Phase::Over);
         if let Some(wish) = state.wish.take_if(|wish| wish.claim.phase() == Phase::Over) {
+            if let Some(strict) = state.strict.as_mut() {
+                strict.learn(&self.scope, wish.claim.kind());
+            }
             state.ending.push(wish);
         }
         let (listens, over) = (!self.scope.forgets_releases, state.attempts >= self.scope.most_attempts);

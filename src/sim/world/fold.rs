@@ -72,7 +72,7 @@ impl Folder {
             return fingerprint(&(world, checker));
         }
         let World { now, faults, breaks, memory_changed, .. } = world;
-        let rest = fingerprint(&(now, faults, breaks, memory_changed));
+        let rest = fingerprint(&(now, faults, breaks, memory_changed, checker.fence()));
         let table = Table::of(world, checker);
         let all = self.orders.iter().map(|order| table.read(order, self.nodes_are_alike));
         all.min().map_or(rest, |table| fingerprint(&(rest, table)))
@@ -164,9 +164,21 @@ impl Print for Client {
     fn take_print(&self) -> ByNode {
         let mut all = hasher();
         let mut each: [_; MOST_NODES] = array::from_fn(|_| hasher());
-        let Client { waiter: _, dial, life, wish, ending, begun, attempts, others_wait_until, links, quirk } =
-            self;
+        let Client {
+            waiter: _,
+            dial,
+            life,
+            wish,
+            ending,
+            begun,
+            attempts,
+            others_wait_until,
+            links,
+            strict,
+            quirk,
+        } = self;
         (dial, life, begun, wish.is_some(), ending.len(), others_wait_until).hash(&mut all);
+        strict.hash(&mut all);
         for Wish { number, claim, latest, won, in_hand, extensions, sleeps, owes } in
             wish.iter().chain(ending)
         {
@@ -200,6 +212,7 @@ impl Print for Server {
             self;
         (dial, up, stalled, full, boot, history).hash(&mut all);
         (always_master, started_at, copy).hash(&mut all);
+        store.hash_strict_part(&mut all);
         let key = store
             .entries()
             .next()
@@ -375,7 +388,9 @@ impl World {
         let link = &state.links[node];
         let wires = || self.wires.iter().filter(|wire| wire.id.client == client && wire.id.node == node);
         let under_way = || wires().flat_map(|wire| wire.commands());
-        let writes = |command: &Command| matches!(command, Command::Acquire { .. } | Command::Extend { .. });
+        let writes = |command: &Command| {
+            matches!(command, Command::Acquire { .. } | Command::Propose { .. } | Command::Extend { .. })
+        };
         let releases = |command: &Command| matches!(command, Command::Release { .. });
         let may_write = under_way().any(writes) || !link.again.is_empty();
         let may_release = under_way().any(releases)

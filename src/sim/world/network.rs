@@ -4,15 +4,18 @@
 use std::collections::VecDeque;
 
 use super::client::{Client, LinkState};
-use super::server::Server;
+use super::server::{Server, process};
+use super::strict::ENROLMENT;
 use super::{ClientIndex, WireId, World};
 use crate::protocol::admission::Introduction;
 use crate::protocol::claim::Event;
 use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Waiter};
+use crate::protocol::marker::{Process, Rules};
 use crate::protocol::round::RoundId;
 use crate::protocol::store::Messenger;
 use crate::protocol::time::Instant;
 use crate::sim::part::Part;
+use crate::sim::scope::Sort;
 
 /// One connection. Both of its directions keep their order.
 #[derive(Clone, Hash)]
@@ -46,6 +49,8 @@ pub(super) enum Reply {
 /// last longer for the server.
 struct Post {
     caller: Waiter,
+    /// Which process the client takes the server for, where that matters.
+    process: Option<Process>,
     connections: Vec<(Waiter, Option<WireId>)>,
     woken: Vec<WireId>,
     loses_all: bool,
@@ -53,13 +58,17 @@ struct Post {
 
 impl Post {
     fn of(caller: Waiter) -> Self {
-        Post { caller, connections: Vec::new(), woken: Vec::new(), loses_all: false }
+        Post { caller, process: None, connections: Vec::new(), woken: Vec::new(), loses_all: false }
     }
 }
 
 impl Messenger for Post {
     fn caller(&self) -> Option<&Waiter> {
         Some(&self.caller)
+    }
+
+    fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
     }
 
     fn wake(&mut self, waiter: &Waiter, _key: &Key) -> bool {
@@ -200,6 +209,9 @@ impl World {
         if self.wire(id).is_some_and(wakes) {
             self.connect_all(&mut post, behind);
         }
+        if let Sort::Fenced { .. } = self.scope.sort {
+            post.process = self.wire(id).map(|wire| process(wire.boot));
+        }
         let server = &mut self.servers[behind];
         let full = server.full;
         let Some(wire) = self.wires.iter_mut().find(|wire| wire.id == id) else { return };
@@ -274,7 +286,9 @@ impl World {
     /// Whether a claim is still there that asked.
     pub(super) fn is_awaited(&self, client: ClientIndex, sent: &Sent) -> bool {
         let Client { wish, ending, .. } = &*self.clients[client];
-        sent.asked.is_some_and(|(number, _)| wish.iter().chain(ending).any(|wish| wish.number == number))
+        sent.asked.is_some_and(|(number, _)| {
+            number == ENROLMENT || wish.iter().chain(ending).any(|wish| wish.number == number)
+        })
     }
 
     pub(super) fn hear(&mut self, id: WireId) {
@@ -287,12 +301,16 @@ impl World {
             Some(Reply::Message) => self.wake(client, node),
             Some(Reply::Answer(answer)) => {
                 let Some(Sent { command, asked, since }) = wire.open.pop_front() else { return };
+                let rules = command.rules();
                 let link = &mut self.clients[client].links[node];
                 if let Answer::Unknown(_) = answer {
                     // A release that was refused is still owed.
                     link.owed.remember(command, since, now);
                 }
-                let answer = answer.heard(now, link.counts_from);
+                let answer = match rules {
+                    Rules::Plain => answer.heard(now, link.counts_from),
+                    Rules::Strict(_) => self.hear_strictly(client, node, answer),
+                };
                 if let Some((number, round)) = asked {
                     self.feed(client, number, Event::Answer { round, node, answer });
                 }
@@ -318,5 +336,6 @@ impl World {
         for command in std::mem::take(&mut self.clients[client].links[node].again) {
             self.send(client, node, command, None);
         }
+        self.see_to(client, |enrolment, _, out| enrolment.look(node, out));
     }
 }

@@ -79,7 +79,9 @@ impl World {
                 }
             }
         }
-        if client.wish.is_none() && client.ending.iter().any(|wish| now >= wish.claim.wake_at()) {
+        let ends = client.ending.iter().any(|wish| now >= wish.claim.wake_at());
+        let is_awake = client.wish.as_ref().is_some_and(|wish| now >= self.wakes_at(&wish.claim));
+        if client.wish.is_none() && ends || !is_awake && now >= client.enrols_at() {
             offer(weather.wake, Step::Wake { client: index });
         }
         for (node, link) in client.links.iter().enumerate() {
@@ -224,6 +226,7 @@ impl World {
                     consider(client.dial.when(valid_until));
                 }
             }
+            consider(client.dial.when(client.enrols_at()));
             // Who will not ask any more waits for nobody's vote.
             let links = client.links.iter().filter(|_| !self.is_done(client));
             links.for_each(|link| consider(client.dial.when(link.counts_from)));

@@ -6,11 +6,13 @@ use super::client::{Life, LinkState, Way};
 use super::{ClientIndex, World};
 use crate::protocol::admission::{Identity, Introduction};
 use crate::protocol::command::{Command, NodeIndex, Value};
+use crate::protocol::fence::Fence;
+use crate::protocol::marker::Process;
 use crate::protocol::store::{Precision, Store};
 use crate::protocol::time::Instant;
 use crate::sim::clock::Dial;
 use crate::sim::fault::Fault;
-use crate::sim::scope::{START, Scope};
+use crate::sim::scope::{START, Scope, Sort};
 
 #[derive(Clone, Hash)]
 pub(super) struct Server {
@@ -131,7 +133,7 @@ impl World {
         self.forget_what_is_over();
     }
 
-    /// Ends all faults that can be ended: everybody who is alive is up, reachable and connected again before long.
+    /// Ends all faults that can be ended, and an operator takes it upon himself that nodes count although too few others do: everybody who is alive is up, reachable and connected again before long.
     pub fn mend(&mut self) {
         let nodes = 0..self.servers.len();
         for node in nodes.filter(|node| !self.is_up(*node)).collect::<Vec<_>>() {
@@ -141,6 +143,7 @@ impl World {
         for client in 0..self.clients.len() {
             self.go_on(client);
             self.clients[client].links.iter_mut().for_each(|link| link.way = Way::Open);
+            self.look_at_all(client);
         }
     }
 }
@@ -148,9 +151,14 @@ impl World {
 impl Server {
     /// A server that has run for long, and is empty.
     pub(super) fn new(scope: &Scope, node: NodeIndex) -> Self {
+        let mut store = Store::with_precision(scope.precision);
+        if let Sort::Fenced { high_waters, .. } = &scope.sort {
+            let high_water = Fence::new(high_waters.get(node).copied().unwrap_or(0));
+            store.begin_to_count(&World::key(), &process(0), high_water, scope.pact());
+        }
         Server {
             precision: scope.precision,
-            store: Store::with_precision(scope.precision),
+            store,
             dial: Dial::new(START, scope.node_rate(node)),
             up: true,
             stalled: false,
@@ -173,7 +181,7 @@ impl Server {
         let seconds = |moment: Instant| moment.as_nanos() / 1_000_000_000;
         let uptime = seconds(time).saturating_sub(seconds(self.started_at));
         let identity = Identity {
-            run_id: format!("process {}", self.boot).into(),
+            run_id: process(self.boot).0,
             replication_id: format!("history {}", self.history).into(),
         };
         let uptime = Duration::from_secs(uptime);
@@ -183,16 +191,19 @@ impl Server {
     /// Whether a command would need room for a new key.
     pub(super) fn would_set(&mut self, time: Instant, command: &Command) -> bool {
         match command {
-            Command::Acquire { key, .. } | Command::Extend { key, heal: true, .. } => {
-                self.store.sight(time, key).is_none()
-            }
+            Command::Acquire { key, .. }
+            | Command::Propose { key, .. }
+            | Command::Extend { key, heal: true, .. } => self.store.sight(time, key).is_none(),
             _ => false,
         }
     }
 
     /// Remembers a write that came too late to be undone for sure.
     pub(super) fn note_late(&mut self, command: &Command) {
-        if let Command::Acquire { value, .. } | Command::Extend { value, .. } = command {
+        if let Command::Acquire { value, .. }
+        | Command::Propose { value, .. }
+        | Command::Extend { value, .. } = command
+        {
             self.late.push(value.clone());
         }
     }
@@ -206,4 +217,9 @@ impl Server {
         self.late.extend(old.keys(Instant::from_nanos(0)).map(|(_, value)| value.clone()));
         old
     }
+}
+
+/// The name of a process.
+pub(super) fn process(boot: u32) -> Process {
+    Process(format!("process {boot}").into())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::fault::Fault;
 use crate::protocol::claim::Notice;
 use crate::protocol::command::{Command, NodeIndex};
+use crate::protocol::fence::Fence;
 
 /// The number of a client.
 pub type ClientIndex = usize;
@@ -129,6 +130,13 @@ pub enum Note {
         /// Whose.
         client: ClientIndex,
     },
+    /// A fence came with a lock that was won.
+    Granted {
+        /// Whose claim.
+        client: ClientIndex,
+        /// The fence.
+        fence: Fence,
+    },
     /// A claim told whoever waits for it.
     Told {
         /// Whose claim.
@@ -201,6 +209,7 @@ impl fmt::Display for Note {
             }
             Note::Fed { client, state, event } => write!(f, "c{}: {event} while {state}", client + 1),
             Note::Woken { .. } => f.write_str("woken"),
+            Note::Granted { client, fence } => write!(f, "c{}: fence {fence}", client + 1),
             Note::Told { client, notice } => {
                 let text = format!("{notice:?}");
                 write!(f, "c{}: {}", client + 1, text.split([' ', '{']).next().unwrap_or_default())
