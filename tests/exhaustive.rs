@@ -9,7 +9,7 @@ use std::time::Duration;
 use redlock_quorum::sim::fault::FaultClass;
 use redlock_quorum::sim::history::live;
 use redlock_quorum::sim::mutant::Mutant;
-use redlock_quorum::sim::scope::Small;
+use redlock_quorum::sim::scope::{Small, Sort};
 use redlock_quorum::sim::search::{Found, Limits, Verified, exhaust, verify};
 
 /// A scope, and how many different worlds there are in it at least: with fewer, something is not looked at any more.
@@ -66,6 +66,24 @@ fn majorities() -> Vec<Case> {
     ]
 }
 
+/// With a fence, which must rise; these take ten seconds together. The first clocks agree; then one client is behind, and one node has met more than the others.
+#[rustfmt::skip]
+fn fences() -> Vec<Case> {
+    let three = || Small { nodes: 3, timers: false, answers_at_once: true, sort: fenced(&[0, 0, 0], &[]), ..Small::default() };
+    vec![
+        case("2 clients, 1 node: fences", 5_018, Small { sort: fenced(&[0, 1], &[]), ..Small::default() }),
+        case("2 clients, 3 nodes: fences, no timers", 30_308, Small { answers_at_once: false, ..three() }),
+        case("2 clients, 3 nodes: fences, a node ahead, no timers, answers at once", 91_020,
+            Small { sort: fenced(&[0, 1], &[0, 2_000_000_000, 0]), ..three() }),
+        case("3 clients, 3 nodes: fences, no timers, answers at once", 540_450, Small { clients: 3, ..three() }),
+    ]
+}
+
+fn fenced(wall_clocks: &[u64], high_waters: &[u64]) -> Sort {
+    let (wall_clocks, high_waters) = (wall_clocks.to_vec(), high_waters.to_vec());
+    Sort::Fenced { wall_clocks, high_waters, remembers: false }
+}
+
 /// These take minutes.
 #[rustfmt::skip]
 fn larger_cases() -> Vec<Case> {
@@ -117,6 +135,11 @@ fn small_scopes_hold_no_history_that_breaks_the_promise() {
 }
 
 #[test]
+fn nor_do_fences() {
+    fences().iter().for_each(|case| _ = look_at_all(case));
+}
+
+#[test]
 fn nor_do_majorities() {
     majorities().iter().for_each(|case| _ = look_at_all(case));
 }
@@ -157,6 +180,8 @@ fn every_pair() -> impl Iterator<Item = (&'static str, &'static str)> {
 fn a_search_finds_planted_mistakes_too() {
     let three = || Small { nodes: 3, timers: false, ..Small::default() };
     let restart = || Small { faults: a_restart(), answers_at_once: true, ..three() };
+    let fences = || Small { answers_at_once: true, sort: fenced(&[0, 0], &[]), ..three() };
+    let a_node_ahead = || Small { sort: fenced(&[0, 1], &[0, 2_000_000_000, 0]), ..fences() };
     for (mutant, small) in [
         (Mutant::SetWithoutNx, Small::default()),
         (Mutant::DriftIgnored, Small::default()),
@@ -174,6 +199,8 @@ fn a_search_finds_planted_mistakes_too() {
         (Mutant::ReleaseWithoutComparison, Small { clients: 3, ..three() }),
         (Mutant::RestartedNodeVotes, restart()),
         (Mutant::WaitingNodeCounts, restart()),
+        (Mutant::MaximumOfCounters, a_node_ahead()),
+        (Mutant::VotedCountsAsAccepted, fences()),
     ] {
         let scope = Arc::new(small.scope(Some(mutant)));
         let found = exhaust(&scope, Limits { worlds: 10_000_000, time: Duration::from_secs(60) });
@@ -198,6 +225,9 @@ fn worlds_that_are_looked_at_once_go_on_alike() {
         (None, Small { breaks: 1, timers: false, ..one() }),
         (None, restart()),
         (None, Small { faults: (vec![FaultClass::Crashes], 1), ..restart() }),
+        (None, Small { sort: fenced(&[0, 0], &[]), ..at_once() }),
+        (None, Small { sort: fenced(&[0, 1], &[]), ..one() }),
+        (Some(Mutant::VotedCountsAsAccepted), Small { sort: fenced(&[0, 0], &[]), ..at_once() }),
         (Some(Mutant::SetWithoutNx), two()),
         (Some(Mutant::DriftIgnored), one()),
         (Some(Mutant::TooLateUnnoticed), one()),

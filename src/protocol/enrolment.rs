@@ -22,6 +22,8 @@
 //! wait every such grant is complete, and has its fence at a majority. N - q + 1 others leave out q - 2 of them, so they
 //! have met one of the q - 1 others at which that fence was accepted.
 
+#[cfg(feature = "sim")]
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::claim::Action;
@@ -193,6 +195,14 @@ impl Enrolment {
     /// Whether a node counted when it was last heard of.
     pub fn counts(&self, node: NodeIndex) -> bool {
         matches!(self.nodes[node], Standing::Counting)
+    }
+
+    /// What tells two apart that are whosever, for a search in which clients and nodes are alike.
+    #[cfg(feature = "sim")]
+    pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Enrolment { reseed, rounds, nodes, .. } = self;
+        (reseed, rounds).hash(all);
+        nodes.iter().zip(each).for_each(|(standing, node)| standing.hash(node));
     }
 
     /// What an answer to a question about a node itself makes of it.

@@ -137,9 +137,13 @@ impl Checker {
     /// What was seen of a client's claim, whosever it is: a claim of one attempt has one value to release.
     pub(super) fn hash_of(&self, client: ClientIndex, hasher: &mut impl Hasher) {
         let Some(seen) = self.seen.get(client) else { return };
-        let Seen { claim, valid_until, lost, released, over, woken, another_won_at, raised_at } = seen;
+        let Seen { claim, valid_until, lost, released, over, woken, another_won_at, .. } = seen;
         (claim, valid_until, lost, released.is_some(), over, woken, another_won_at).hash(hasher);
-        raised_at.hash(hasher);
+    }
+
+    /// The nodes at which a client's attempt has raised its fence.
+    pub(super) fn raised_at(&self, client: ClientIndex) -> &[NodeIndex] {
+        self.seen.get(client).map_or(&[], |seen| &seen.raised_at)
     }
 
     /// Whether a validity only ever grows, and ends once.

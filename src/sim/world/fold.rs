@@ -112,6 +112,7 @@ impl Table {
             }
             rows.push(hasher.finish());
             between.push(each);
+            checker.raised_at(index).iter().for_each(|node| mix(&mut between[index][*node], 0));
         }
         let columns = world.servers.iter().enumerate().map(|(node, server)| {
             let Shelf { all, key } = server.print();
@@ -178,7 +179,7 @@ impl Print for Client {
             quirk,
         } = self;
         (dial, life, begun, wish.is_some(), ending.len(), others_wait_until).hash(&mut all);
-        strict.hash(&mut all);
+        strict.iter().for_each(|strict| strict.hash_by_node(&mut all, &mut each));
         for Wish { number, claim, latest, won, in_hand, extensions, sleeps, owes } in
             wish.iter().chain(ending)
         {

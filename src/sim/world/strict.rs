@@ -1,5 +1,6 @@
 //! What is different where locks come with fences: what a client knows of fences, and which nodes it lets count.
 
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::client::{Client, Life};
@@ -45,6 +46,14 @@ impl Strict {
             hurry: scope.mutant.map_or(Duration::ZERO, |mutant| mutant.hurry(scope)),
             early_seeds: vec![None; scope.nodes],
         })
+    }
+
+    /// What tells two apart that are whosever: as of [`Claim::hash_by_node`](crate::protocol::claim::Claim::hash_by_node).
+    pub(super) fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
+        let Strict { pact, proposer, wall_clock, enrolment, by_wall_clock, hurry, early_seeds } = self;
+        (pact, proposer, wall_clock, by_wall_clock, hurry).hash(all);
+        enrolment.hash_by_node(all, each);
+        early_seeds.iter().zip(each).for_each(|(seed, node)| seed.hash(node));
     }
 
     pub(super) fn kind(&self) -> Kind {
