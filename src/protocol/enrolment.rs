@@ -349,15 +349,15 @@ mod tests {
             (last, lines)
         }
 
-        fn hear(&mut self, time: u64, round: RoundId, node: NodeIndex, answer: Answer) {
-            self.enrolment.hear(at(time), round, node, &answer, &mut self.out);
+        fn hear(&mut self, time: u64, round: RoundId, node: NodeIndex, answer: &Answer) {
+            self.enrolment.hear(at(time), round, node, answer, &mut self.out);
         }
 
         fn observed(&mut self, time: u64, node: NodeIndex, nonce: u128) {
             self.enrolment.look(node, &mut self.out);
             let (round, asked) = self.asked();
             assert_eq!(asked, [(node, "observe".to_owned())]);
-            self.hear(time, round, node, Answer::Observed(Nonce(nonce)));
+            self.hear(time, round, node, &Answer::Observed(Nonce(nonce)));
         }
 
         /// Time passes until a moment, and nothing is asked before.
@@ -378,7 +378,7 @@ mod tests {
         let mut stage = Stage::set(3);
         stage.enrolment.look(0, &mut stage.out);
         let (round, _) = stage.asked();
-        stage.hear(1, round, 0, Answer::Enrolled(Fence::new(5)));
+        stage.hear(1, round, 0, &Answer::Enrolled(Fence::new(5)));
         assert!(stage.enrolment.counts(0));
         assert_eq!(stage.enrolment.wake_at(), Instant::NEVER);
         // Until a vote of it does not.
@@ -396,12 +396,12 @@ mod tests {
         stage.pass(5 + WAIT);
         let (round, asked) = stage.asked();
         assert_eq!(asked, to_others());
-        stage.hear(20_000, round, 1, Answer::Enrolled(Fence::new(33)));
+        stage.hear(20_000, round, 1, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, [], "one of three is not enough");
-        stage.hear(20_001, round, 2, Answer::Enrolled(Fence::new(20)));
+        stage.hear(20_001, round, 2, &Answer::Enrolled(Fence::new(20)));
         let (round, asked) = stage.asked();
         assert_eq!(asked, [(0, "enrol 7 33".to_owned())]);
-        stage.hear(20_002, round, 0, Answer::Enrolled(Fence::new(33)));
+        stage.hear(20_002, round, 0, &Answer::Enrolled(Fence::new(33)));
         assert!(stage.enrolment.counts(0));
     }
 
@@ -416,15 +416,15 @@ mod tests {
         // Nothing was heard: the nonce may stand all the same, and nothing is done before the wait is over.
         stage.enrolment.look(0, &mut stage.out);
         let (round, _) = stage.asked();
-        stage.hear(5_000, round, 0, Answer::Unknown(Unknown::ConnectionLost));
+        stage.hear(5_000, round, 0, &Answer::Unknown(Unknown::ConnectionLost));
         stage.pass(4_000 + WAIT);
         let (round, _) = stage.asked();
         for other in [1, 2] {
-            stage.hear(20_000, round, other, Answer::Enrolled(Fence::NONE));
+            stage.hear(20_000, round, other, &Answer::Enrolled(Fence::NONE));
         }
         // It was lost at the last moment.
         let (round, _) = stage.asked();
-        stage.hear(20_001, round, 0, Answer::Observed(Nonce(9)));
+        stage.hear(20_001, round, 0, &Answer::Observed(Nonce(9)));
         assert_eq!(stage.enrolment.counts_from(0), at(20_001 + WAIT));
     }
 
@@ -434,8 +434,8 @@ mod tests {
         stage.observed(0, 0, 7);
         stage.pass(WAIT);
         let (round, _) = stage.asked();
-        stage.hear(11_000, round, 1, Answer::Observed(Nonce(3)));
-        stage.hear(11_000, round, 2, Answer::Enrolled(Fence::new(33)));
+        stage.hear(11_000, round, 1, &Answer::Observed(Nonce(3)));
+        stage.hear(11_000, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, []);
         stage.pass(11_000 + PATIENCE);
         assert_eq!(stage.asked().1, to_others());
@@ -445,8 +445,8 @@ mod tests {
         stage.enrolment.reseed(Reseed::QuorumOrWallClock(5));
         stage.pass(11_000 + 3 * PATIENCE);
         let (round, _) = stage.asked();
-        stage.hear(12_000, round, 1, Answer::Unknown(Unknown::NotConnected));
-        stage.hear(12_000, round, 2, Answer::Enrolled(Fence::new(33)));
+        stage.hear(12_000, round, 1, &Answer::Unknown(Unknown::NotConnected));
+        stage.hear(12_000, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, [(0, "enrol 7 612000005".to_owned())], "ten minutes ahead of the clock");
     }
 

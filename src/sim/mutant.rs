@@ -326,7 +326,7 @@ impl Mutant {
                     Mutant::LateExtensionCounts => *now = extension.map_or(*now, |asked| asked.first_sent_at),
                     Mutant::HealedCountsAtOnce if *answer == Answer::Healed => *answer = Answer::Present,
                     Mutant::WaitingNodeCounts | Mutant::UnenrolledNodeCounts => {
-                        *answer = answer.said().clone()
+                        *answer = answer.said().clone();
                     }
                     Mutant::MaximumOfCounters | Mutant::VotedCountsAsAccepted => {
                         if let Answer::Voted(_) = answer {
