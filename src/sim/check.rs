@@ -1,5 +1,6 @@
 //! What must hold in every history, looked at after every step; and what must hold once everything that went wrong is mended.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -31,6 +32,8 @@ pub enum Violation {
     Overdue(ClientIndex),
     /// A fence came with a lock that is not above the one before.
     FenceNotAbove(ClientIndex),
+    /// Two locks came with the same fence.
+    SameFenceTwice(ClientIndex),
     /// A node was asked for a third time to win one lock with its fence.
     ThirdRoundTrip(ClientIndex),
     /// Everything was mended, and a client that wants the free resource does not get it.
@@ -64,6 +67,9 @@ impl fmt::Display for Violation {
             Violation::FenceNotAbove(client) => {
                 write!(f, "the fence of c{} is not above that of the grant before", client + 1)
             }
+            Violation::SameFenceTwice(client) => {
+                write!(f, "the fence of c{} came with another lock before", client + 1)
+            }
             Violation::ThirdRoundTrip(client) => write!(f, "c{} takes a third round trip", client + 1),
             Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
             Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
@@ -77,6 +83,8 @@ pub struct Checker {
     seen: Vec<Seen>,
     /// That came with the last lock.
     fence: Fence,
+    /// All that came with a lock, where two may hold at once: then a guarded store has nothing else to tell them apart.
+    fences: BTreeSet<Fence>,
 }
 
 /// A claim may have several things to do at one moment, one after the other, but not this many.
@@ -201,8 +209,11 @@ impl Checker {
             }
             Note::Granted { client, fence } => {
                 let before = std::mem::replace(&mut self.fence, *fence);
-                if *fence <= before && world.scope().exclusive {
-                    return Err(Violation::FenceNotAbove(*client));
+                if world.scope().exclusive {
+                    return if *fence > before { Ok(()) } else { Err(Violation::FenceNotAbove(*client)) };
+                }
+                if !self.fences.insert(*fence) {
+                    return Err(Violation::SameFenceTwice(*client));
                 }
             }
             Note::Told { client, notice: Notice::Won } => {
