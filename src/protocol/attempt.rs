@@ -97,7 +97,8 @@ struct Asked {
 }
 
 impl Attempt {
-    /// Sends `SET key value NX PX ttl`, with the fence if there is one, to all nodes, or to the first in order. `now` was read before anything was sent.
+    /// Sends `SET key value NX PX ttl`, with the fence if there is one, to all nodes, or to the first in order. `now` was read
+    /// before anything was sent.
     pub fn begin(
         (key, signature, terms): (&Key, &Signature, &Terms),
         (manner, prize): (Manner, Prize),
