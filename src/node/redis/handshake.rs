@@ -262,9 +262,10 @@ async fn log_in(
 }
 
 fn not_logged_in(error: &ServerError, says_hello: bool) -> Failure {
-    let details = error.details().unwrap_or_default();
-    let is_unknown =
-        error.code() == "NOPROTO" || details.contains("unknown command") && details.contains("HELLO");
+    // Of a command that it does not know a server repeats what it was given, and so a password.
+    let details = error.details().unwrap_or_default().split(", with args").next().unwrap_or_default();
+    let is_unknown = error.code() == "NOPROTO"
+        || details.contains("unknown command") && details.to_ascii_uppercase().contains("HELLO");
     if says_hello && is_unknown {
         return Failure::Resp3Missing;
     }
