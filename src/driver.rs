@@ -75,9 +75,9 @@ impl Bell for Sleepers {
         sleeper.inspect(|live| live.feed(Event::Woken { node })).is_some()
     }
 
-    fn ring_all(&self, node: NodeIndex) {
+    fn ring_all(&self) {
         let sleepers: Vec<_> = lock(&self.0).values().filter_map(Weak::upgrade).collect();
-        sleepers.iter().for_each(|live| live.feed(Event::Woken { node }));
+        sleepers.iter().for_each(|live| live.feed(Event::LookAgain));
     }
 }
 
@@ -214,7 +214,7 @@ impl Live {
         let now = self.now();
         let mut actions = std::mem::take(&mut stage.actions);
         stage.claim.handle(now, event, &mut actions);
-        // The validity counts from the moment before the draw, if from an earlier one than need be.
+        // Read before the draw, and so before anything is sent: the validity may count from this moment.
         while let Some(place) = actions.iter().position(|action| *action == Action::Draw) {
             actions.remove(place);
             stage.claim.handle(now, Event::Attempt(self.doors.entropy.draw()), &mut actions);

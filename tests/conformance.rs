@@ -270,7 +270,7 @@ impl Bell for Ring {
         true
     }
 
-    fn ring_all(&self, _: NodeIndex) {}
+    fn ring_all(&self) {}
 }
 
 /// What they are sent by the store.

@@ -222,7 +222,8 @@ async fn a_server_that_is_full_of_clients_is_down_with_a_reason_until_it_is_not(
     assert!(guard.votes().nodes()[0].in_words().contains("not connected"), "{:#}", guard.votes());
     assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
     let error = promptly(Redlock::builder().node(cluster.servers[0].address()).connect()).await;
-    assert!(error.is_err(), "there is no place");
+    let error = error.expect_err("there is no place").to_string();
+    assert!(error.contains("max number of clients reached"), "{error}");
     places(100).await;
     until_all_vote(&redlock).await;
     cluster.assert_nothing_left().await;

@@ -139,6 +139,7 @@ impl Stage {
                 self.tickets += 1;
                 vec![Event::Extend { ticket: Ticket(self.tickets), ttl: Ttl::from_duration(length(ttl)) }]
             }
+            ["looks", "again"] => vec![Event::LookAgain],
             [ref nodes @ .., "wake" | "wakes"] => {
                 nodes.iter().map(|node| Event::Woken { node: number_of(node) }).collect()
             }

@@ -582,7 +582,7 @@ mod tests {
             false
         }
 
-        fn ring_all(&self, _: NodeIndex) {}
+        fn ring_all(&self) {}
     }
 
     #[tokio::test(start_paused = true)]

@@ -31,7 +31,7 @@ struct OwedRelease {
 const MOST: usize = 1 << 16;
 
 impl Owed {
-    /// Remembers a command that was submitted at `since` and will not be carried out, if it is a release that is still owed.
+    /// Remembers a command that was sent at `since`, or never, and will not be carried out, if it is a release that is still owed.
     pub(crate) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
         let Command::Release { key, value, linger, owed_for, wake } = command else { return };
         let (linger_until, until) = (since + linger.as_duration(), since + owed_for);

@@ -53,7 +53,7 @@ use crate::protocol::time::{Drift, Ttl};
 use crate::protocol::wait::Backoff;
 use crate::sync::lock;
 
-/// Commands in one write at most.
+/// Commands that are taken in before some are written, at most.
 const MOST_COMMANDS: usize = 1024;
 
 /// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
@@ -169,8 +169,6 @@ struct Job {
     command: Command,
     reply: Reply,
     form: Form,
-    /// When the task took it in.
-    since: Instant,
     /// The server shall tell when somebody else changes the key from then on.
     is_watching: bool,
     /// Sent with what concerns the wait list.
@@ -180,7 +178,7 @@ struct Job {
 impl Job {
     fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form: Form::Hashed, since: Instant::NEVER, is_watching, has_list: false }
+        Job { command, reply, form: Form::Hashed, is_watching, has_list: false }
     }
 
     /// Reads a key for nothing else but to watch it.
@@ -338,7 +336,10 @@ struct Actor {
 
 /// What was sent and is not answered, in the order in which the answers will come.
 enum Sent {
-    Job(Job),
+    Job {
+        job: Job,
+        since: Instant,
+    },
     Question(oneshot::Sender<Wire>),
     /// The answer does not matter.
     Remark,
@@ -477,13 +478,12 @@ impl Actor {
     /// What will not be answered. A release is remembered; whoever asked a question hears of it when it is dropped.
     fn fail(&mut self, errand: Errand, unknown: Unknown) {
         if let Errand::Job(job) = errand {
-            self.fail_job(job, unknown);
+            self.fail_job(job, self.clock.now(), unknown);
         }
     }
 
-    fn fail_job(&mut self, job: Job, unknown: Unknown) {
-        let now = self.clock.now();
-        self.owed.remember(job.command, job.since.min(now), now);
+    fn fail_job(&mut self, job: Job, since: Instant, unknown: Unknown) {
+        self.owed.remember(job.command, since, self.clock.now());
         job.reply.answer(Answer::Unknown(unknown));
     }
 
@@ -511,20 +511,18 @@ impl Actor {
         }
 
         let reason = loop {
-            if !link.connection.is_behind() {
-                if waiting.is_empty() {
-                    waiting = self.owed_errands(to_ask.min(MOST_COMMANDS));
-                    to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
-                }
-                if sent.is_empty() && !waiting.is_empty() {
-                    silent_since = Timer::now();
-                    if !alarm_is_set {
-                        alarm.as_mut().reset(silent_since + patience);
-                        alarm_is_set = true;
-                    }
-                }
-                self.write(&mut link, &mut waiting, &mut sent);
+            if waiting.is_empty() {
+                waiting = self.owed_errands(to_ask.min(MOST_COMMANDS));
+                to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
             }
+            if sent.is_empty() && !waiting.is_empty() {
+                silent_since = Timer::now();
+                if !alarm_is_set {
+                    alarm.as_mut().reset(silent_since + patience);
+                    alarm_is_set = true;
+                }
+            }
+            self.write(&mut link, &mut waiting, &mut sent);
             if self.abandoned && sent.is_empty() && self.owed.is_empty(self.clock.now()) {
                 return Err(Abandoned);
             }
@@ -540,10 +538,14 @@ impl Actor {
                     self.voter.tell(self.target.name(), self.clock.now(), standing);
                 }
                 exchanged = link.connection.exchange() => {
-                    silent_since = Timer::now();
-                    let hand_out = self.hand_out((&mut link, standing), &mut sent, &waiting);
-                    let HandedOut { again, owed_was_accepted, is_nonsense } = hand_out;
-                    waiting.splice(0..0, again);
+                    let unanswered = sent.len();
+                    let handed_out = self.hand_out((&mut link, standing), &mut sent);
+                    let HandedOut { again, owed_was_accepted, is_nonsense } = handed_out;
+                    waiting.extend(again);
+                    // What is no answer keeps no connection alive.
+                    if sent.len() < unanswered {
+                        silent_since = Timer::now();
+                    }
                     if exchanged.is_err() || is_nonsense {
                         break if is_nonsense { "does not speak the protocol of Redis" } else { "connection lost" };
                     }
@@ -565,7 +567,7 @@ impl Actor {
                     }
                 }
                 () = &mut alarm, if alarm_is_set => {
-                    if sent.is_empty() {
+                    if sent.is_empty() && !link.connection.is_behind() {
                         alarm_is_set = false;
                     } else if silent_since.elapsed() >= patience {
                         self.farewell(&mut link, &mut waiting).await;
@@ -577,8 +579,8 @@ impl Actor {
             }
         };
         for sent in sent {
-            if let Sent::Job(job) = sent {
-                self.fail_job(job, Unknown::ConnectionLost);
+            if let Sent::Job { job, since } = sent {
+                self.fail_job(job, since, Unknown::ConnectionLost);
             }
         }
         waiting.into_iter().for_each(|errand| self.fail(errand, Unknown::NotConnected));
@@ -590,12 +592,10 @@ impl Actor {
         if waiting.is_empty() {
             return;
         }
-        let now = self.clock.now();
-        let most = waiting.len().min(MOST_COMMANDS);
-        for errand in waiting.drain(..most) {
+        let since = self.clock.now();
+        for errand in waiting.drain(..) {
             match errand {
                 Errand::Job(mut job) => {
-                    job.since = job.since.min(now);
                     if job.form == Form::Hashed {
                         job.form = link.form;
                     }
@@ -608,7 +608,7 @@ impl Actor {
                         sent.push_back(Sent::Remark);
                     }
                     encode(&job.command, job.form, lists, &mut out);
-                    sent.push_back(Sent::Job(job));
+                    sent.push_back(Sent::Job { job, since });
                 }
                 Errand::Question(question, reply) => {
                     link.connection.outgoing().extend(question.get_packed_command());
@@ -619,12 +619,7 @@ impl Actor {
     }
 
     /// Hands out all answers that have come.
-    fn hand_out(
-        &mut self,
-        (link, standing): (&mut Link, Standing),
-        sent: &mut VecDeque<Sent>,
-        waiting: &[Errand],
-    ) -> HandedOut {
+    fn hand_out(&mut self, (link, standing): (&mut Link, Standing), sent: &mut VecDeque<Sent>) -> HandedOut {
         let mut handed_out = HandedOut { again: Vec::new(), owed_was_accepted: false, is_nonsense: false };
         let now = self.clock.now();
         loop {
@@ -638,9 +633,9 @@ impl Actor {
                 Err(resp::NoReply) => break,
             };
             match sent.pop_front() {
-                Some(Sent::Job(job)) => {
+                Some(Sent::Job { job, since }) => {
                     let heard = Heard { reply, now, counts_from: standing.counts_from };
-                    self.take_in(link, (job, heard), (sent, waiting), &mut handed_out);
+                    self.take_in(link, (job, since), heard, sent, &mut handed_out);
                 }
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
                 Some(Sent::Remark) => {}
@@ -653,14 +648,15 @@ impl Actor {
     }
 
     /// Answers one command. One that the server refused for want of a script comes back, to be sent in full, unless a release
-    /// that follows, `sent` or still `waiting`, would then come before it. A release that was refused is still owed.
+    /// that was `sent` behind it would then come before it. A release that was refused is still owed.
     ///
     /// What is heard before the node votes counts for nothing: it is this connection that tells whose answers they are.
     fn take_in(
         &mut self,
         link: &mut Link,
-        (mut job, heard): (Job, Heard),
-        (sent, waiting): (&VecDeque<Sent>, &[Errand]),
+        (mut job, since): (Job, Instant),
+        heard: Heard,
+        sent: &VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
         match decode(&job.command, heard.reply) {
@@ -672,17 +668,15 @@ impl Actor {
                 link.close_lists_of(job.command.key().namespace());
                 handed_out.again.push(Errand::Job(job));
             }
-            Read::Answer(Answer::Unknown(unknown)) => self.fail_job(job, unknown),
+            Read::Answer(Answer::Unknown(unknown)) => self.fail_job(job, since, unknown),
             Read::Answer(answer) => {
                 let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
                 handed_out.owed_was_accepted |= is_owed;
                 job.reply.answer(answer.heard(heard.now, heard.counts_from));
             }
             Read::NoScript => {
-                let sent = sent.iter().filter_map(Sent::job);
-                let mut following = sent.chain(waiting.iter().filter_map(Errand::job));
-                if following.any(|other| other.releases(&job)) {
-                    self.fail_job(job, Unknown::Refused(Refusal::Other));
+                if sent.iter().filter_map(Sent::job).any(|other| other.releases(&job)) {
+                    self.fail_job(job, since, Unknown::Refused(Refusal::Other));
                 } else {
                     job.form = Form::Full;
                     handed_out.again.push(Errand::Job(job));
@@ -753,7 +747,7 @@ struct Heard {
 impl Sent {
     fn job(&self) -> Option<&Job> {
         match self {
-            Sent::Job(job) => Some(job),
+            Sent::Job { job, .. } => Some(job),
             Sent::Question(_) | Sent::Remark => None,
         }
     }

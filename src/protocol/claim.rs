@@ -75,6 +75,8 @@ pub enum Event {
         /// The node.
         node: NodeIndex,
     },
+    /// A node may have passed this claim over, or forgotten that it waits: it was away. Says nothing of the resource.
+    LookAgain,
     /// The holder is done: release what is held, roll back what is tried.
     Release,
     /// As [`Release`](Event::Release), but another claim of this client comes right behind, so nobody else is woken.
@@ -370,6 +372,7 @@ impl Claim {
             Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
             Event::Verify => self.verify(now, out),
             Event::Woken { node } => self.wake(now, node, out),
+            Event::LookAgain => self.look_soon(now),
             Event::Release => self.release(now, Parting::Done, out),
             Event::HandOver => self.release(now, Parting::HandOver, out),
             Event::Abandon => self.release(now, Parting::Abandoned, out),
@@ -637,7 +640,7 @@ impl Claim {
     /// same connections, so it never sees our own keys.
     fn failed(&mut self, now: Instant, attempt: Attempt, out: &mut Vec<Action>) {
         attempt.roll_back((&self.key, &self.terms), out);
-        self.failures = self.failures.saturating_add(1);
+        self.count_a_failure(now);
         self.was_woken_in_vain |= !self.woken_by.is_empty();
         if attempt.tally().unknown > self.terms.quorum.spare() {
             return self.rest_without_quorum(now, attempt.round, attempt.jitter, out);
@@ -681,10 +684,11 @@ impl Claim {
         match look {
             Look::Busy { value, free_in } => {
                 self.splits = 0;
-                // An attempt that would be in vain is not made, but it counts.
                 let counts = now >= self.counts_again_at;
-                self.failures = self.failures.saturating_add(u32::from(failed.is_none() && counts));
-                let counts = counts || failed.is_some();
+                if failed.is_none() {
+                    // An attempt that would be in vain is not made, but it counts.
+                    self.count_a_failure(now);
+                }
                 // Whoever writes other values releases in another way, and wakes nobody.
                 let is_ours = value.holder().is_some();
                 self.remember(Why::Held { by: Some(value) }, failed, &round);
@@ -719,6 +723,11 @@ impl Claim {
                 self.rest(now, jitter, None, out);
             }
         }
+    }
+
+    /// A back-off that is counted goes by its own times, whatever wakes the claim in between.
+    fn count_a_failure(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(u32::from(now >= self.counts_again_at));
     }
 
     /// What the last attempt found; if there was none since, what the nodes show.
@@ -757,11 +766,14 @@ impl Claim {
         if !self.woken_by.contains(&node) {
             self.woken_by.push(node);
         }
+        self.heed_messages(now, out);
+    }
+
+    /// Ends a wait or a rest before long.
+    fn look_soon(&mut self, now: Instant) {
         let soon = now + self.grace();
-        match &mut self.state {
-            State::Waiting { .. } => self.heed_messages(now, out),
-            State::Resting { until, .. } => *until = soon.min(*until),
-            _ => {}
+        if let State::Waiting { until } | State::Resting { until, .. } = &mut self.state {
+            *until = soon.min(*until);
         }
     }
 
@@ -771,13 +783,11 @@ impl Claim {
     /// So whoever has tried in vain believes no fewer than a majority from then on, and looks after a moment if fewer wake it;
     /// else those who wait would wake each other, by undoing what they got, for as long as the lock is held.
     fn heed_messages(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let soon = now + self.grace();
-        let State::Waiting { until } = &mut self.state else { return };
         let enough = if self.was_woken_in_vain { self.terms.quorum.majority() } else { 1 };
-        if self.woken_by.len() >= enough {
+        if matches!(self.state, State::Waiting { .. }) && self.woken_by.len() >= enough {
             self.draw_for(Next::Attempt(Manner::Parallel), out);
         } else if !self.woken_by.is_empty() {
-            *until = soon.min(*until);
+            self.look_soon(now);
         }
     }
 

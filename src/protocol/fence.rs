@@ -146,7 +146,11 @@ mod tests {
         let bound = whole_micros(FURTHEST_AHEAD);
         let mut proposer = Proposer::new(0);
         proposer.meet(at(0), Fence::new(100 * bound));
-        assert_eq!(proposer.propose(at(1)), Fence::new(100 * bound + 1), "above what was met all the same");
+        assert_eq!(
+            proposer.propose(at(7)),
+            Fence::new(100 * bound + 1),
+            "above what was met, and no further"
+        );
         assert_eq!(highest_proposal(at(7), Fence::NONE), Fence::new(bound + 7));
         assert_eq!(highest_proposal(at(7), Fence::new(100 * bound)), Fence::new(100 * bound + 1));
     }

@@ -19,6 +19,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// Room for the replies to about a thousand commands.
 const ROOM: usize = 8 * 1024;
 
+/// Of room that was needed once, so much is kept.
+const MOST_KEPT: usize = 1024 * 1024;
+
+/// The longest reply that is waited for. Values of ours are short, and what a server says of itself has a few kilobytes.
+const LONGEST_REPLY: usize = 64 * 1024 * 1024;
+
 pub(super) struct Connection {
     stream: Box<dyn Stream>,
     outgoing: Vec<u8>,
@@ -85,6 +91,7 @@ impl Connection {
         }
         if self.sent > 0 {
             self.outgoing.clear();
+            self.outgoing.shrink_to(MOST_KEPT);
             self.sent = 0;
         }
         // TLS keeps what it has encrypted until it is told to send it.
@@ -92,7 +99,9 @@ impl Connection {
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.make_room();
+        if !self.make_room() {
+            return Poll::Ready(Err(io::Error::other("a reply without an end")));
+        }
         let mut room = ReadBuf::new(&mut self.incoming[self.end..]);
         match Pin::new(&mut self.stream).poll_read(context, &mut room) {
             Poll::Ready(Ok(())) if room.filled().is_empty() => {
@@ -107,16 +116,21 @@ impl Connection {
         }
     }
 
-    fn make_room(&mut self) {
+    /// False if there is none to be had.
+    fn make_room(&mut self) -> bool {
         if self.begin == self.end {
             (self.begin, self.end) = (0, 0);
+            if self.incoming.len() > MOST_KEPT {
+                self.incoming = vec![0; ROOM];
+            }
         } else if self.end == self.incoming.len() {
             self.incoming.copy_within(self.begin..self.end, 0);
             (self.begin, self.end) = (0, self.end - self.begin);
         }
-        if self.end == self.incoming.len() {
+        if self.end == self.incoming.len() && self.end < LONGEST_REPLY {
             self.incoming.resize(self.end * 2, 0);
         }
+        self.end < self.incoming.len()
     }
 
     /// Takes out the next reply that has been read; `None` if none is whole.
@@ -133,5 +147,70 @@ impl Connection {
         };
         self.begin += length;
         Ok(Some(reply))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_is_sent_in_order_however_slowly_it_is_read() {
+        let (ours, mut theirs) = duplex(1_000);
+        let mut connection = Connection::over(ours);
+        let text: Vec<u8> = (0..100_000_u32).map(|place| (place % 251) as u8).collect();
+        connection.outgoing().extend(&text[..60_000]);
+        let reader = tokio::spawn(async move {
+            let mut read = vec![0; 100_000];
+            theirs.read_exact(&mut read).await.expect("the other end is there");
+            theirs.write_all(b"+OK\r\n").await.expect("the other end is there");
+            read
+        });
+        // What comes on top while it is under way goes behind it.
+        connection.send_what_can_be_sent().await;
+        assert!(connection.is_behind());
+        connection.outgoing().extend(&text[60_000..]);
+        connection.exchange().await.expect("the other end is there");
+        assert_eq!(connection.next_reply(), Ok(Some(Wire::Okay)));
+        assert!(!connection.is_behind());
+        assert!(reader.await.expect("no panic") == text);
+    }
+
+    #[tokio::test]
+    async fn a_long_reply_gets_its_room_and_gives_it_back() {
+        let (ours, mut theirs) = duplex(64 * 1024);
+        let mut connection = Connection::over(ours);
+        let text = vec![b'v'; 3 * 1024 * 1024];
+        let replies = [format!("+OK\r\n${}\r\n", text.len()).as_bytes(), &text, b"\r\n:1\r\n"].concat();
+        tokio::spawn(async move { theirs.write_all(&replies).await });
+        let mut read = Vec::new();
+        while read.len() < 3 {
+            match connection.next_reply().expect("replies") {
+                Some(reply) => read.push(reply),
+                None => connection.exchange().await.expect("more to come"),
+            }
+        }
+        assert!(read == [Wire::Okay, Wire::BulkString(text), Wire::Int(1)]);
+        connection.exchange().await.expect_err("the other end is gone");
+        assert_eq!(connection.incoming.len(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn a_reply_without_an_end_ends_the_connection() {
+        let (ours, mut theirs) = duplex(1024 * 1024);
+        let mut connection = Connection::over(ours);
+        tokio::spawn(async move {
+            let text = vec![b'x'; 1024 * 1024];
+            while theirs.write_all(&text).await.is_ok() {}
+        });
+        let lost = loop {
+            if let Err(lost) = connection.exchange().await {
+                break lost;
+            }
+        };
+        assert_eq!(lost.to_string(), "a reply without an end");
+        assert_eq!(connection.end, LONGEST_REPLY);
     }
 }

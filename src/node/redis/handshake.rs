@@ -183,7 +183,9 @@ async fn shake_hands(
     for script in SCRIPTS {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.text);
     }
-    let mut replies = ask(&mut connection, &questions, hearing).await?.into_iter();
+    let mut replies = Vec::new();
+    ask(&mut connection, &questions, hearing, &mut replies).await?;
+    let mut replies = replies.into_iter();
     let info = replies.next().unwrap_or(Wire::Nil);
     // Refused for a moment, it would wait for the longest ttl for want of an introduction.
     if let Some(refusal) = refusal(&info).filter(|refusal| refusal.is_passing()) {
@@ -251,13 +253,15 @@ async fn log_in(
     // For those who look at the list of clients. A server that does not know it does without.
     questions.cmd("CLIENT").arg(&["SETINFO", "LIB-NAME", env!("CARGO_PKG_NAME")]);
     questions.cmd("CLIENT").arg(&["SETINFO", "LIB-VER", env!("CARGO_PKG_VERSION")]);
-    let mut replies = ask(connection, &questions, hearing).await?;
-    replies.truncate(needed);
-    for reply in &replies {
+    let mut replies = Vec::new();
+    let asked = ask(connection, &questions, hearing, &mut replies).await;
+    for reply in replies.iter().take(needed) {
         if let Wire::ServerError(error) = reply {
             return Err(not_logged_in(error, says_hello));
         }
     }
+    // A server that has no room for us says so, and hangs up: that was the better reason.
+    asked?;
     Ok(if says_hello { replies.swap_remove(0) } else { Wire::Nil })
 }
 
@@ -277,19 +281,20 @@ async fn ask(
     connection: &mut Connection,
     questions: &Pipeline,
     hearing: &Hearing,
-) -> Result<Vec<Wire>, Failure> {
+    replies: &mut Vec<Wire>,
+) -> Result<(), Failure> {
     connection.outgoing().extend(questions.get_packed_pipeline());
-    let mut replies = Vec::with_capacity(questions.len());
-    while replies.len() < questions.len() {
+    loop {
         match connection.next_reply()? {
+            None if replies.len() == questions.len() => return Ok(()),
             None => connection.exchange().await?,
             // The newer protocol confirms in this way that it was asked to send messages.
             Some(Wire::Push { kind: PushKind::Subscribe, .. }) => replies.push(Wire::Okay),
             Some(Wire::Push { kind, data }) => hearing.hear(&PushInfo { kind, data }),
+            Some(_) if replies.len() == questions.len() => return Err(NoReply.into()),
             Some(reply) => replies.push(reply),
         }
     }
-    Ok(replies)
 }
 
 fn refusal(reply: &Wire) -> Option<Refusal> {
@@ -304,4 +309,38 @@ pub(super) fn field(hello: &Wire, name: &str) -> Option<String> {
     let text = |value: &Wire| redis::from_redis_value_ref::<String>(value).ok();
     let mut fields = hello.as_map_iter()?;
     fields.find(|(field, _)| text(field).as_deref() == Some(name)).and_then(|(_, value)| text(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(reply: &str, says_hello: bool) -> String {
+        let Ok(Wire::ServerError(error)) = redis::parse_redis_value(reply.as_bytes()) else {
+            panic!("{reply:?} is no error")
+        };
+        match not_logged_in(&error, says_hello) {
+            Failure::Resp3Missing => "RESP3 is missing".to_owned(),
+            Failure::Because(reason) => reason,
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_hello_is_asked_in_the_older_protocol_in_whatever_way_it_says_so() {
+        for reply in [
+            "-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `app`, `secret`, \r\n",
+            "-ERR unknown command 'hello', with args beginning with: '3' 'AUTH' 'app' 'secret'\r\n",
+            "-NOPROTO unsupported protocol version\r\n",
+        ] {
+            assert_eq!(failure(reply, true), "RESP3 is missing", "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_repeats_of_a_log_in_is_not_shown() {
+        let reply = "-ERR unknown command 'AUTH', with args beginning with: 'app' 'secret'\r\n";
+        assert_eq!(failure(reply, false), "ERR: unknown command 'AUTH'");
+        let reply = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+        assert_eq!(failure(reply, true), "WRONGPASS: invalid username-password pair or user is disabled.");
+    }
 }

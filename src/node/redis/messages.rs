@@ -110,6 +110,6 @@ impl Messages {
 
     /// While there was no connection others may have been woken instead.
     pub(super) fn connected_again(&self) {
-        self.bell.ring_all(self.node);
+        self.bell.ring_all();
     }
 }

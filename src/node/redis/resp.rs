@@ -91,21 +91,17 @@ fn length(bytes: &[u8]) -> Result<Option<usize>, NoReply> {
         let (kind, line) = rest[..end].split_first().ok_or(NoReply)?;
         at += end + 2;
         missing -= 1;
-        let more = match kind {
-            b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => 0,
-            b'$' | b'!' | b'=' => {
-                if let Some(bytes) = count(line)? {
-                    at = at.checked_add(bytes + 2).ok_or(NoReply)?;
-                }
-                0
-            }
-            b'*' | b'~' | b'>' => count(line)?.unwrap_or(0),
-            b'%' => count(line)?.unwrap_or(0) * 2,
+        let (bytes, parts) = match kind {
+            b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => (0, 0),
+            b'$' | b'!' | b'=' => (count(line)?.map_or(0, |bytes| bytes + 2), 0),
+            b'*' | b'~' | b'>' => (0, count(line)?.unwrap_or(0)),
+            b'%' => (0, count(line)?.unwrap_or(0) * 2),
             // What it is said of comes behind it.
-            b'|' => count(line)?.unwrap_or(0) * 2 + 1,
+            b'|' => (0, count(line)?.unwrap_or(0) * 2 + 1),
             _ => return Err(NoReply),
         };
-        missing += more;
+        at = at.checked_add(bytes).ok_or(NoReply)?;
+        missing = missing.checked_add(parts).ok_or(NoReply)?;
     }
     Ok((at <= bytes.len()).then_some(at))
 }
@@ -113,7 +109,7 @@ fn length(bytes: &[u8]) -> Result<Option<usize>, NoReply> {
 const KINDS: &[u8] = b"+-:_,#($!=*~>%|";
 
 /// No reply has more parts, and no part more bytes: a server has a limit of 512 MB.
-const MOST: usize = 1 << 30;
+const MOST: usize = 1 << 29;
 
 /// A length; `None` for that of nothing, -1.
 fn count(line: &[u8]) -> Result<Option<usize>, NoReply> {

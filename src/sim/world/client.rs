@@ -341,6 +341,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::Extend { .. } => "Extend",
         Event::Verify => "Verify",
         Event::Woken { .. } => "Woken",
+        Event::LookAgain => "LookAgain",
         Event::Release => "Release",
         Event::HandOver => "HandOver",
         Event::Abandon => "Abandon",
