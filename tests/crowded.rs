@@ -8,7 +8,7 @@
 mod harness;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -42,20 +42,23 @@ fn length() -> Duration {
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
-async fn wants_it_all_the_time(
-    redlock: Redlock,
-    name: String,
-    until: Instant,
-    grants: Arc<AtomicUsize>,
-) -> Seen {
+/// What all clients have in common.
+#[derive(Default)]
+struct Crowd {
+    grants: AtomicUsize,
+    /// No more faults come. As long as some do, everybody wants it, or else nobody would be there to go on after the last one.
+    may_go: AtomicBool,
+}
+
+async fn wants_it_all_the_time(redlock: Redlock, name: String, crowd: Arc<Crowd>) -> Seen {
     let mut seen = Seen { holds: Vec::new(), waited: Vec::new(), errors: Vec::new() };
     let mutex = redlock.mutex("job").wait(BOUND);
-    while Instant::now() < until {
+    while !crowd.may_go.load(Ordering::Acquire) {
         let began = Instant::now();
         match mutex.acquire().await {
             Ok(guard) => {
                 seen.waited.push(began.elapsed());
-                grants.fetch_add(1, Ordering::AcqRel);
+                crowd.grants.fetch_add(1, Ordering::AcqRel);
                 let mut witness = Witness::of(&guard, "job", &name);
                 tokio::task::yield_now().await;
                 witness.look(&guard);
@@ -105,10 +108,10 @@ async fn nobody_waits_for_longer_than_it_said_whatever_fails() {
     }
     until("the votes of a majority", async || clients[0].diagnose().await.voting() == NODES).await;
 
-    let (started, grants) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let (started, crowd) = (Instant::now(), Arc::new(Crowd::default()));
     let end = started + length();
     let members = clients.iter().enumerate().map(|(number, redlock)| {
-        tokio::spawn(wants_it_all_the_time(redlock.clone(), format!("client {number}"), end, grants.clone()))
+        tokio::spawn(wants_it_all_the_time(redlock.clone(), format!("client {number}"), crowd.clone()))
     });
     let members: Vec<JoinHandle<Seen>> = members.collect();
     let mut counts = Counts::default();
@@ -127,8 +130,8 @@ async fn nobody_waits_for_longer_than_it_said_whatever_fails() {
         for fault in &faults {
             deployment.heal(fault).await;
         }
-        let (healed, before) = (Instant::now(), grants.load(Ordering::Acquire));
-        while grants.load(Ordering::Acquire) == before {
+        let (healed, before) = (Instant::now(), crowd.grants.load(Ordering::Acquire));
+        while crowd.grants.load(Ordering::Acquire) == before {
             if healed.elapsed() > PROMPT * 2 {
                 panic!(
                     "no grant since {faults:?} are over: {}",
@@ -139,6 +142,7 @@ async fn nobody_waits_for_longer_than_it_said_whatever_fails() {
         }
         longest_pause = longest_pause.max(healed.elapsed());
     }
+    crowd.may_go.store(true, Ordering::Release);
     let seen = soon(BOUND * 2, join_all(members)).await;
     let seen: Vec<Seen> = seen.into_iter().map(|seen| seen.expect("no panic")).collect();
 
