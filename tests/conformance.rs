@@ -159,7 +159,24 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
         3 => (key(), 0..=1u64, 0..=2u64)
             .prop_map(|(key, earlier, later)| Step::WaitForTheEnd { key, earlier, later }),
     ];
-    vec(prop_oneof![2 => wait, 5 => act().prop_map(Step::Act)], 1..40)
+    let step = prop_oneof![2 => wait, 5 => act().prop_map(Step::Act)].prop_map(|step| vec![step]);
+    vec(prop_oneof![30 => step, 1 => hand_over()], 1..40).prop_map(|parts| parts.concat())
+}
+
+/// Somebody waits while another holds, which is seldom drawn step by step; whatever came before may spoil it.
+fn hand_over() -> impl Strategy<Value = Vec<Step>> {
+    (key(), value(), ttl(), any::<bool>(), wake()).prop_map(|(key, value, ttl, in_full, wake)| {
+        let (linger, owed_for) = (Ttl::ZERO, Duration::ZERO);
+        let commands = [
+            Command::Acquire { key: key.clone(), value: value.clone(), ttl },
+            Command::Enlist { key: key.clone(), waited: Duration::ZERO },
+            Command::Release { key, value, linger, owed_for, wake },
+        ];
+        // Whoever holds is not whoever waits.
+        let asked_by = [!in_full, in_full, !in_full];
+        let acts = asked_by.into_iter().zip(commands).map(|(in_full, command)| Act::Ask { in_full, command });
+        acts.map(Step::Act).collect()
+    })
 }
 
 fn act() -> impl Strategy<Value = Act> {
