@@ -170,7 +170,7 @@ fn hand_over() -> impl Strategy<Value = Vec<Step>> {
         let commands = [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
             Command::Enlist { key: key.clone(), waited: Duration::ZERO },
-            Command::Release { key, value, linger, owed_for, wake },
+            Command::Release { key, value, linger, owed_for, wake, rules: Rules::Plain },
         ];
         // Whoever holds is not whoever waits.
         let asked_by = [!in_full, in_full, !in_full];
@@ -196,7 +196,8 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (key(), value(), ttl(), any::<bool>())
             .prop_map(|(key, value, ttl, heal)| Command::Extend { key, value, ttl, heal, rules: Rules::Plain }),
         3 => (key(), value(), linger(), wake()).prop_map(|(key, value, linger, wake)| {
-            Command::Release { key, value, linger, owed_for: Duration::ZERO, wake }
+            let (owed_for, rules) = (Duration::ZERO, Rules::Plain);
+            Command::Release { key, value, linger, owed_for, wake, rules }
         }),
         8 => (key(), 0..4u64).prop_map(|(key, millis)| {
             Command::Enlist { key, waited: Duration::from_millis(millis) }

@@ -305,6 +305,10 @@ fn number_of(node: &str) -> NodeIndex {
     node[1..].parse::<usize>().expect("the number of a node") - 1
 }
 
+fn by_the_marker(rules: &Rules) -> &'static str {
+    if *rules == Rules::Plain { "" } else { ", by the marker" }
+}
+
 /// A command with the attempt to which its value belongs: `SET #1 for 10s`.
 fn in_words(command: &Command) -> String {
     let attempt = |value: &Value| {
@@ -319,7 +323,7 @@ fn in_words(command: &Command) -> String {
                 attempt(value),
                 ttl.as_duration(),
                 if *heal { "" } else { " without heal" },
-                if *rules == Rules::Plain { "" } else { ", by the marker" }
+                by_the_marker(rules)
             )
         }
         Command::Propose { value, ttl, fence, .. } => {
@@ -327,17 +331,18 @@ fn in_words(command: &Command) -> String {
         }
         Command::Raise { value, fence, .. } => format!("RAISE to {fence} if {} stands", attempt(value)),
         Command::Observe { .. } | Command::Enrol { .. } => unreachable!("not a claim's command"),
-        Command::Release { value, linger, .. } if *linger > Ttl::ZERO => {
-            format!("RELEASE {}, to linger for {:?}", attempt(value), linger.as_duration())
+        Command::Release { value, linger, rules, .. } if *linger > Ttl::ZERO => {
+            let (linger, by) = (linger.as_duration(), by_the_marker(rules));
+            format!("RELEASE {}, to linger for {linger:?}{by}", attempt(value))
         }
-        Command::Release { value, owed_for, wake, .. } => {
+        Command::Release { value, owed_for, wake, rules, .. } => {
             let owed = if owed_for.is_zero() { String::new() } else { format!(", owed for {owed_for:?}") };
             let wake = match wake {
                 Wake::Nobody => "",
                 Wake::NobodyYet => ", wake nobody yet",
                 Wake::Next => ", wake the next",
             };
-            format!("RELEASE {}{owed}{wake}", attempt(value))
+            format!("RELEASE {}{owed}{wake}{}", attempt(value), by_the_marker(rules))
         }
         Command::Enlist { waited, .. } if waited.is_zero() => "ENLIST".to_owned(),
         Command::Enlist { waited, .. } => format!("ENLIST, after {waited:?}"),

@@ -564,6 +564,7 @@ mod tests {
                     linger: Ttl::ZERO,
                     owed_for: ms(1_000),
                     wake: crate::protocol::command::Wake::Nobody,
+                    rules: crate::protocol::marker::Rules::Plain,
                 },
             };
             self.node.submit(client, command, Reply::new(self.ear.clone(), RoundId(round), 0));

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use crate::protocol::command::{Command, Key, Value, Wake};
+use crate::protocol::marker::Rules;
 use crate::protocol::time::{Instant, Ttl};
 
 /// What is owed to one node.
@@ -33,7 +34,7 @@ const MOST: usize = 1 << 16;
 impl Owed {
     /// Remembers a command that was sent at `since`, or never, and will not be carried out, if it is a release that is still owed.
     pub(crate) fn remember(&mut self, command: Command, since: Instant, now: Instant) {
-        let Command::Release { key, value, linger, owed_for, wake } = command else { return };
+        let Command::Release { key, value, linger, owed_for, wake, rules: _ } = command else { return };
         let (linger_until, until) = (since + linger.as_duration(), since + owed_for);
         if now >= until {
             return;
@@ -54,7 +55,9 @@ impl Owed {
             };
             if now < until {
                 let linger = Ttl::from_duration(linger_until.since(now));
-                taken.push(Command::Release { key, value, linger, owed_for: until.since(now), wake });
+                // Nobody hears what comes of it, so nobody asks whether it counts.
+                let (owed_for, rules) = (until.since(now), Rules::Plain);
+                taken.push(Command::Release { key, value, linger, owed_for, wake, rules });
             }
         }
         taken
@@ -101,7 +104,7 @@ mod tests {
         let key = Key::of_lock("", number.to_string().as_bytes());
         let linger = Ttl::from_duration(Duration::from_millis(linger));
         let (value, owed_for) = (Value::from_wire(b"v"), Duration::from_millis(owed));
-        Command::Release { key, value, linger, owed_for, wake: Wake::Next }
+        Command::Release { key, value, linger, owed_for, wake: Wake::Next, rules: Rules::Plain }
     }
 
     fn at(millis: u64) -> Instant {

@@ -338,8 +338,8 @@ impl Attempt {
         let wake = if never_stood { Wake::Nobody } else { Wake::Next };
         for node in (0..terms.quorum.nodes()).filter(|node| self.footprint.may_stand(*node)) {
             let (key, value) = (key.clone(), self.value.clone());
-            let owed_for = terms.longest_life(terms.ttl);
-            let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake };
+            let (owed_for, rules) = (terms.longest_life(terms.ttl), self.prize.rules());
+            let command = Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake, rules };
             out.push(Action::Send { node, round: self.round.id(), command });
         }
     }

@@ -981,7 +981,8 @@ impl Claim {
             let stands = hold.footprint.may_stand(node);
             let owed_for = if stands { self.terms.longest_life(hold.longest) } else { Duration::ZERO };
             let (key, value) = (self.key.clone(), hold.value.clone());
-            let command = Command::Release { key, value, linger, owed_for, wake };
+            let rules = hold.prize.rules();
+            let command = Command::Release { key, value, linger, owed_for, wake, rules };
             out.push(Action::Send { node, round, command });
         }
     }

@@ -289,6 +289,8 @@ pub enum Command {
         owed_for: Duration,
         /// Who is woken if the key is deleted.
         wake: Wake,
+        /// By which rules the answer counts. Whatever they say, the release is carried out: it deletes only what is ours.
+        rules: Rules,
     },
     /// Enter the wait list of the key, or stay on it, and read the value as [`Inspect`](Command::Inspect) does:
     /// [`Answer::Enlisted`], or [`Answer::Seen`] from a node that wakes nobody.
@@ -337,7 +339,7 @@ impl Command {
     /// What its answer is judged by at the node itself; else the connection judges it.
     pub fn rules(&self) -> Rules {
         match self {
-            Command::Extend { rules, .. } => *rules,
+            Command::Extend { rules, .. } | Command::Release { rules, .. } => *rules,
             Command::Propose { pact, .. }
             | Command::Raise { pact, .. }
             | Command::Observe { pact, .. }

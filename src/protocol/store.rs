@@ -138,7 +138,12 @@ impl Store {
         let is_too_long = |ttl: &Ttl| *ttl > pact.max_ttl();
         let refused = Answer::Unknown(Unknown::Refused(Refusal::OtherRules));
         let marker = self.markers.entry(command.key().namespace().into()).or_default();
-        match (marker.judge(messenger.process(), pact), command) {
+        let verdict = match (marker.judge(messenger.process(), pact), command) {
+            // By whatever pact, it deletes only what is ours.
+            (Verdict::Refused, Command::Release { .. }) => Verdict::Waits,
+            (verdict, _) => verdict,
+        };
+        match (verdict, command) {
             (Verdict::Refused, _) => refused,
             (_, Command::Propose { ttl, .. } | Command::Extend { ttl, .. }) if is_too_long(ttl) => refused,
             (Verdict::Counts, _) => self.carry_out(time, command, messenger),
@@ -484,7 +489,8 @@ mod tests {
             "extend" => Command::Extend { key, value, ttl, heal: true, rules: Rules::Plain },
             "renew" => Command::Extend { key, value, ttl, heal: false, rules: Rules::Plain },
             "release" => {
-                Command::Release { key, value, linger: ttl, owed_for: Duration::ZERO, wake: Wake::Nobody }
+                let (owed_for, wake, rules) = (Duration::ZERO, Wake::Nobody, Rules::Plain);
+                Command::Release { key, value, linger: ttl, owed_for, wake, rules }
             }
             _ => Command::Inspect { key },
         };
@@ -596,11 +602,17 @@ mod tests {
             "enrol" => Command::Enrol { key, nonce: nonce(), floor: fence, pact },
             _ => {
                 let (linger, owed_for, wake) = (Ttl::ZERO, Duration::ZERO, Wake::Nobody);
-                Command::Release { key, value, linger, owed_for, wake }
+                Command::Release { key, value, linger, owed_for, wake, rules: Rules::Strict(pact) }
             }
         };
         match store.apply(at(time), &command, &mut Knows::process(process)) {
-            Answer::Waiting { said, .. } => format!("{said:?}, and does not count"),
+            Answer::Waiting { said, .. } => format!("{}, and does not count", in_words(*said)),
+            answer => in_words(answer),
+        }
+    }
+
+    fn in_words(answer: Answer) -> String {
+        match answer {
             Answer::Deleted { .. } => "Deleted".to_owned(),
             answer => format!("{answer:?}"),
         }
@@ -670,10 +682,11 @@ mod tests {
         assert_eq!(strictly(&mut store, (0, "p"), "propose a 10", "k", pact(100)), "Accepted");
         // The same memory in another process, of which the others know that the fences are at 33.
         for (command, expected) in [
-            ("release a", "Deleted"),
+            ("release a", "Deleted, and does not count"),
             ("propose b 11", "Accepted, and does not count"),
             ("extend b", "Present, and does not count"),
-            ("release b", "Deleted"),
+            ("release b", "Deleted, and does not count"),
+            ("release b", "Missing, and does not count"),
             ("observe 8", "Observed(Nonce(8))"),
             ("observe 9", "Observed(Nonce(8))"),
             ("enrol 9 33", "Observed(Nonce(8))"),
@@ -692,6 +705,14 @@ mod tests {
             let answer = strictly(&mut store, (0, "p"), command, "k", pact(200));
             assert_eq!(answer, "Unknown(Refused(OtherRules))", "{command}");
         }
+        // But what one has set by other rules, one can take away.
+        assert_eq!(strictly(&mut store, (0, "p"), "propose a 10", "k", pact(100)), "Accepted");
+        for (command, expected) in
+            [("release b", "Foreign, and does not count"), ("release a", "Deleted, and does not count")]
+        {
+            assert_eq!(strictly(&mut store, (0, "p"), command, "k", pact(200)), expected, "{command}");
+        }
+        assert_eq!(store.keys(at(0)).count(), 0);
         // A ttl above the longest one.
         let mut store = Store::default();
         let answer = strictly(&mut store, (0, "p"), "propose a 10", "k", pact(99));

@@ -397,8 +397,10 @@ impl Mutant {
             rules: Rules::Plain,
         };
         let owed_for = scope.max_ttl().as_duration();
-        let release =
-            |(key, value)| Command::Release { key, value, linger: Ttl::ZERO, owed_for, wake: Wake::Next };
+        let release = |(key, value)| {
+            let (linger, wake, rules) = (Ttl::ZERO, Wake::Next, Rules::Plain);
+            Command::Release { key, value, linger, owed_for, wake, rules }
+        };
         match self {
             Mutant::NoRollback if quirk.won_at.is_none() => actions.retain(|action| !is_release(action)),
             Mutant::DroppedWithoutRollback if quirk.won_at.is_none() && claim.phase() == Phase::Over => {

@@ -266,7 +266,8 @@ pub(super) mod tests {
     fn release(wake: Wake) -> Command {
         let key = Key::of_lock("redlock", b"k");
         let value = Value::new(LeaseId(1), &Signature::new("w", None));
-        Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO, wake }
+        let (linger, owed_for, rules) = (Ttl::ZERO, Duration::ZERO, Rules::Plain);
+        Command::Release { key, value, linger, owed_for, wake, rules }
     }
 
     fn lingering(wake: Wake) -> Command {

@@ -266,7 +266,9 @@ fn hash_command(command: &Command, hasher: &mut impl Hasher) {
     match command {
         Command::Acquire { ttl, .. } => (1_u8, ttl).hash(hasher),
         Command::Extend { ttl, heal, rules, .. } => (2_u8, ttl, heal, rules).hash(hasher),
-        Command::Release { linger, owed_for, wake, .. } => (3_u8, linger, owed_for, wake).hash(hasher),
+        Command::Release { linger, owed_for, wake, rules, .. } => {
+            (3_u8, linger, owed_for, wake, rules).hash(hasher);
+        }
         Command::Inspect { .. } | Command::Remove { .. } => 4_u8.hash(hasher),
         Command::Enlist { waited, .. } => (5_u8, waited).hash(hasher),
         Command::Delist { .. } => 6_u8.hash(hasher),
