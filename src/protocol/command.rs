@@ -255,7 +255,8 @@ pub enum Command {
         /// By which the node's marker is judged.
         pact: Pact,
     },
-    /// Whether the node counts: [`Answer::Enrolled`]. If not, begin to observe it, or say how it is: [`Answer::Observed`].
+    /// Whether the node counts: [`Answer::Enrolled`]. If not, begin to observe it, or say how it is: [`Answer::Observed`]. Where
+    /// others have agreed on something else it is refused, unless an operator overrules them.
     Observe {
         /// Any key of the namespace.
         key: Key,
@@ -263,6 +264,8 @@ pub enum Command {
         nonce: Nonce,
         /// By which the node's marker is judged.
         pact: Pact,
+        /// Whoever has agreed on something else does not count for it any more.
+        overrules: bool,
     },
     /// Let the node count if it was observed under that nonce all the time: [`Answer::Enrolled`], else [`Answer::Observed`].
     #[cfg_attr(not(feature = "sim"), allow(dead_code))]

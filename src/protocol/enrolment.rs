@@ -38,7 +38,11 @@ use super::time::{Drift, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reseed {
     /// Nothing: it does not count until they do. Without a majority of the memories this needs somebody's word.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Quorum,
+    /// If all the others answer, so that nobody can know more: what they know, and what the wall clock says, as below. While
+    /// one is silent, nothing.
+    QuorumOrAll(u64),
     /// What those know that answer, and what the wall clock says: the order of the fences then rests on it. With what the wall
     /// clock showed, in microseconds since 1970, when the clock of the protocol was at its origin.
     QuorumOrWallClock(u64),
@@ -79,6 +83,8 @@ enum Standing {
     Enrolling {
         round: RoundId,
         observed: Observation,
+        /// Nobody knew enough of the fences: from now on their order rests on the wall clock.
+        by_the_clock: bool,
     },
 }
 
@@ -145,7 +151,7 @@ impl Enrolment {
                 let observed = *observed;
                 self.nodes[node] = self.standing(now, answer, observed);
             }
-            Standing::Enrolling { round, observed } if *round == id => {
+            Standing::Enrolling { round, observed, .. } if *round == id => {
                 let observed = *observed;
                 self.nodes[node] = self.standing(now, answer, Some(observed));
             }
@@ -195,6 +201,11 @@ impl Enrolment {
     /// Whether a node counted when it was last heard of.
     pub fn counts(&self, node: NodeIndex) -> bool {
         matches!(self.nodes[node], Standing::Counting)
+    }
+
+    /// Whether a node is being told what the wall clock says of the fences, since too few others knew.
+    pub fn goes_by_the_clock(&self, node: NodeIndex) -> bool {
+        matches!(self.nodes[node], Standing::Enrolling { by_the_clock: true, .. })
     }
 
     /// What tells two apart that are whosever, for a search in which clients and nodes are alike.
@@ -265,18 +276,22 @@ impl Enrolment {
         let enough = seeds.count(|answer| matches!(answer, Answer::Enrolled(_))) > self.quorum.spare();
         let open = self.others(node).any(|other| seeds.answer(other).is_none());
         let known = seeds.answers().flatten().filter_map(Answer::counter).fold(Fence::NONE, Fence::max);
-        let floor = match self.reseed {
-            _ if enough => known,
+        let is_silent = |answer: &Answer| !matches!(answer, Answer::Enrolled(_) | Answer::Observed(_));
+        let (floor, by_the_clock) = match self.reseed {
+            _ if enough => (known, false),
             _ if open => return,
-            Reseed::QuorumOrWallClock(origin) => known.max(above_the_clock(origin, now)),
-            Reseed::Quorum => {
+            Reseed::QuorumOrAll(origin) if seeds.count(is_silent) == 0 => {
+                (known.max(above_the_clock(origin, now)), true)
+            }
+            Reseed::QuorumOrWallClock(origin) => (known.max(above_the_clock(origin, now)), true),
+            Reseed::Quorum | Reseed::QuorumOrAll(_) => {
                 let due_at = now + self.patience;
                 self.nodes[node] = Standing::Waiting(Observation { due_at, ..observed });
                 return;
             }
         };
         let round = self.next_round();
-        self.nodes[node] = Standing::Enrolling { round, observed };
+        self.nodes[node] = Standing::Enrolling { round, observed, by_the_clock };
         let (key, pact) = (self.key.clone(), self.pact);
         let command = Command::Enrol { key, nonce: observed.nonce, floor, pact };
         out.push(Action::Send { node, round, command });
@@ -285,7 +300,7 @@ impl Enrolment {
     fn observe(&mut self, node: NodeIndex, round: RoundId, out: &mut Vec<Action>) {
         let nonce =
             Nonce(self.nonces.wrapping_add(u128::from(round.0) * self.quorum.nodes() as u128 + node as u128));
-        let command = Command::Observe { key: self.key.clone(), nonce, pact: self.pact };
+        let command = Command::Observe { key: self.key.clone(), nonce, pact: self.pact, overrules: false };
         out.push(Action::Send { node, round, command });
     }
 
@@ -442,12 +457,33 @@ mod tests {
         // Silent ones are given up.
         stage.pass(11_000 + 2 * PATIENCE);
         assert_eq!(stage.asked().1, []);
-        stage.enrolment.reseed(Reseed::QuorumOrWallClock(5));
+        stage.enrolment.reseed(Reseed::QuorumOrAll(5));
         stage.pass(11_000 + 3 * PATIENCE);
+        let (round, _) = stage.asked();
+        stage.hear(11_700, round, 1, &Answer::Unknown(Unknown::NotConnected));
+        stage.hear(11_700, round, 2, &Answer::Enrolled(Fence::new(33)));
+        assert_eq!(stage.asked().1, [], "a silent one may know more");
+        stage.enrolment.reseed(Reseed::QuorumOrWallClock(5));
+        stage.pass(11_700 + PATIENCE);
         let (round, _) = stage.asked();
         stage.hear(12_000, round, 1, &Answer::Unknown(Unknown::NotConnected));
         stage.hear(12_000, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, [(0, "enrol 7 612000005".to_owned())], "ten minutes ahead of the clock");
+        assert!(stage.enrolment.goes_by_the_clock(0));
+    }
+
+    #[test]
+    fn when_all_have_answered_and_too_few_remember_nobody_can_know_more_than_the_clock() {
+        let mut stage = Stage::set(3);
+        stage.enrolment.reseed(Reseed::QuorumOrAll(5));
+        stage.observed(0, 0, 7);
+        stage.pass(WAIT);
+        let (round, _) = stage.asked();
+        stage.hear(12_000, round, 1, &Answer::Observed(Nonce(3)));
+        assert_eq!(stage.asked().1, [], "the last one may know it all");
+        stage.hear(12_000, round, 2, &Answer::Enrolled(Fence::new(33)));
+        assert_eq!(stage.asked().1, [(0, "enrol 7 612000005".to_owned())]);
+        assert!(stage.enrolment.goes_by_the_clock(0));
     }
 
     #[test]
@@ -456,7 +492,7 @@ mod tests {
         stage.observed(0, 0, 7);
         stage.pass(WAIT);
         assert_eq!(stage.asked().1, []);
-        stage.enrolment.reseed(Reseed::QuorumOrWallClock(0));
+        stage.enrolment.reseed(Reseed::QuorumOrAll(0));
         stage.pass(WAIT + PATIENCE);
         assert_eq!(stage.asked().1, [(0, "enrol 7 610302000".to_owned())]);
     }

@@ -27,6 +27,9 @@ impl Fence {
     /// Below every fence that is granted.
     pub const NONE: Fence = Fence(0);
 
+    /// Above every fence that is granted: a script of a Redis counts exactly up to 2^53. It lies in the year 2255.
+    pub(crate) const LAST: Fence = Fence((1 << 53) - 1);
+
     /// The fence with that number.
     pub const fn new(number: u64) -> Self {
         Fence(number)
@@ -40,7 +43,7 @@ impl Fence {
     /// The smallest fence above this one. There is none above the last: it is never accepted twice.
     #[must_use]
     pub fn next(self) -> Fence {
-        Fence(self.0.saturating_add(1))
+        Fence(self.0.saturating_add(1)).min(Fence::LAST)
     }
 }
 
@@ -84,7 +87,7 @@ impl Proposer {
 
     /// Proposes a fence that is likely to be the largest.
     pub fn propose(&self, now: Instant) -> Fence {
-        Fence(self.wall_clock(now).saturating_add(self.ahead)).max(self.seen.next())
+        Fence(self.wall_clock(now).saturating_add(self.ahead)).max(self.seen.next()).min(Fence::LAST)
     }
 
     /// A node has accepted this fence, for whomever.
@@ -102,7 +105,8 @@ impl Proposer {
 /// The fence that a wall clock stands for, and above whatever was proposed by it or ahead of it: the last resort when no node
 /// remembers.
 pub fn above_the_clock(origin: u64, now: Instant) -> Fence {
-    Fence(origin.saturating_add(micros(now.as_nanos())).saturating_add(whole_micros(FURTHEST_AHEAD)))
+    let micros = origin.saturating_add(micros(now.as_nanos())).saturating_add(whole_micros(FURTHEST_AHEAD));
+    Fence(micros).min(Fence::LAST)
 }
 
 const fn micros(nanos: u64) -> u64 {
@@ -125,7 +129,9 @@ mod tests {
     fn a_fence_is_its_number() {
         assert!(Fence::new(33) < Fence::new(34));
         assert_eq!(Fence::new(33).next(), Fence::new(34));
-        assert_eq!(Fence::new(u64::MAX).next(), Fence::new(u64::MAX), "there is none above");
+        assert_eq!(Fence::LAST.next(), Fence::LAST, "there is none above");
+        assert_eq!(Proposer::new(u64::MAX).propose(at(7)), Fence::LAST);
+        assert_eq!(above_the_clock(u64::MAX, at(7)), Fence::LAST);
         assert_eq!(Fence::new(1_800_000_000_000_000).to_string(), "1800000000000000");
     }
 

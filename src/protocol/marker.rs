@@ -84,8 +84,8 @@ enum Standing {
     /// Nobody has looked: anything may have been forgotten.
     #[default]
     Unknown,
-    /// Since somebody looked at this process, nothing was forgotten.
-    Observed(Process, Nonce),
+    /// Since somebody looked at this process, nothing was forgotten. It will count for whoever has agreed to that.
+    Observed(Process, Nonce, Pact),
     /// What that process answers counts.
     Enrolled(Process, Pact),
 }
@@ -116,21 +116,33 @@ impl Marker {
         }
     }
 
-    /// Begins to observe a process that does not count; or says under which nonce it is observed already.
-    pub fn observe(&mut self, process: &Process, nonce: Nonce) -> Nonce {
+    /// Begins to observe a process that does not count, or says under which nonce it is observed already; `None` if it is by
+    /// those who have agreed on something else.
+    pub fn observe(&mut self, process: &Process, nonce: Nonce, pact: Pact) -> Option<Nonce> {
         match &self.standing {
-            Standing::Observed(observed, known) if observed == process => *known,
-            _ => {
-                self.standing = Standing::Observed(process.clone(), nonce);
-                nonce
+            Standing::Observed(observed, known, other) if observed == process => {
+                (*other == pact).then_some(*known)
             }
+            _ => {
+                self.standing = Standing::Observed(process.clone(), nonce, pact);
+                Some(nonce)
+            }
+        }
+    }
+
+    /// Forgets whoever has agreed on something else: an operator's word.
+    pub fn overrule(&mut self, pact: Pact) {
+        if let Standing::Observed(_, _, other) | Standing::Enrolled(_, other) = &self.standing
+            && *other != pact
+        {
+            self.standing = Standing::Unknown;
         }
     }
 
     /// Lets a process count from now on that was observed under that nonce all the time: then nothing was forgotten. Any number
     /// of clients may do it; who comes late finds it done.
     pub fn enrol(&mut self, process: &Process, nonce: Nonce, floor: Fence, pact: Pact) {
-        if self.standing == Standing::Observed(process.clone(), nonce) {
+        if self.standing == Standing::Observed(process.clone(), nonce, pact) {
             self.high_water = self.high_water.max(floor);
             self.floor = self.high_water;
             self.standing = Standing::Enrolled(process.clone(), pact);
@@ -173,8 +185,15 @@ mod tests {
         let (first, second) = (process("1"), process("2"));
         assert_eq!(marker.judge(Some(&first), agreed), Verdict::Waits);
 
-        let nonce = marker.observe(&first, Nonce(7));
-        assert_eq!(marker.observe(&first, Nonce(8)), nonce, "who comes second finds the nonce of the first");
+        let nonce = marker.observe(&first, Nonce(7), agreed).expect("nobody has agreed on anything");
+        assert_eq!(
+            marker.observe(&first, Nonce(8), agreed),
+            Some(nonce),
+            "who comes second finds the nonce of the first"
+        );
+        assert_eq!(marker.observe(&first, Nonce(8), pact(&["b"], 10)), None, "who agrees on something else");
+        marker.enrol(&first, nonce, Fence::NONE, pact(&["b"], 10));
+        assert_eq!(marker.judge(Some(&first), pact(&["b"], 10)), Verdict::Waits);
         marker.enrol(&first, Nonce(8), Fence::NONE, agreed);
         assert_eq!(marker.judge(Some(&first), agreed), Verdict::Waits, "another nonce");
         marker.enrol(&second, nonce, Fence::NONE, agreed);
@@ -190,8 +209,25 @@ mod tests {
 
     #[test]
     fn a_nonce_that_was_restored_is_not_taken_for_the_one_of_this_process() {
+        let (mut marker, agreed) = (Marker::default(), pact(&["a"], 10));
+        marker.observe(&process("1"), Nonce(7), agreed);
+        assert_eq!(marker.observe(&process("2"), Nonce(9), agreed), Some(Nonce(9)));
+    }
+
+    #[test]
+    fn an_operator_overrules_what_others_have_agreed_on_and_the_fences_stay() {
+        let (former, agreed, process) = (pact(&["b"], 10), pact(&["a"], 10), process("1"));
         let mut marker = Marker::default();
-        marker.observe(&process("1"), Nonce(7));
-        assert_eq!(marker.observe(&process("2"), Nonce(9)), Nonce(9));
+        marker.observe(&process, Nonce(7), former);
+        marker.enrol(&process, Nonce(7), Fence::new(5), former);
+        marker.overrule(former);
+        assert_eq!(marker.judge(Some(&process), former), Verdict::Counts, "there is nothing to overrule");
+        marker.overrule(agreed);
+        for pact in [former, agreed] {
+            assert_eq!(marker.judge(Some(&process), pact), Verdict::Waits);
+        }
+        assert_eq!(marker.observe(&process, Nonce(8), agreed), Some(Nonce(8)));
+        assert_eq!(marker.observe(&process, Nonce(9), former), None);
+        assert_eq!(marker.high_water, Fence::new(5));
     }
 }

@@ -139,8 +139,10 @@ impl Store {
         let refused = Answer::Unknown(Unknown::Refused(Refusal::OtherRules));
         let marker = self.markers.entry(command.key().namespace().into()).or_default();
         let verdict = match (marker.judge(messenger.process(), pact), command) {
-            // By whatever pact, it deletes only what is ours.
-            (Verdict::Refused, Command::Release { .. }) => Verdict::Waits,
+            // By whatever pact, it deletes only what is ours; and an operator's word goes above it.
+            (Verdict::Refused, Command::Release { .. } | Command::Observe { overrules: true, .. }) => {
+                Verdict::Waits
+            }
             (verdict, _) => verdict,
         };
         match (verdict, command) {
@@ -168,20 +170,26 @@ impl Store {
                 _ => Answer::Busy(self.counter(now, key)),
             },
             Command::Raise { key, value, fence, .. } => self.raise(now, key, value, *fence),
-            Command::Observe { key, nonce, pact } => {
+            Command::Observe { key, nonce, pact, overrules } => {
                 let (Some(process), marker) = (messenger.process(), self.marker(key)) else {
                     return Answer::Unknown(Unknown::Nonsense);
                 };
+                if *overrules {
+                    marker.overrule(*pact);
+                }
                 match marker.judge(Some(process), *pact) {
                     Verdict::Counts => Answer::Enrolled(marker.high_water),
-                    Verdict::Waits | Verdict::Refused => Answer::Observed(marker.observe(process, *nonce)),
+                    Verdict::Waits | Verdict::Refused => marker
+                        .observe(process, *nonce, *pact)
+                        .map_or(Answer::Unknown(Unknown::Refused(Refusal::OtherRules)), Answer::Observed),
                 }
             }
             Command::Enrol { key, nonce, floor, pact } => {
                 if let Some(process) = messenger.process() {
                     self.marker(key).enrol(process, *nonce, *floor, *pact);
                 }
-                let observe = Command::Observe { key: key.clone(), nonce: *nonce, pact: *pact };
+                let observe =
+                    Command::Observe { key: key.clone(), nonce: *nonce, pact: *pact, overrules: false };
                 self.carry_out(time, &observe, messenger)
             }
             Command::Release { key, value, linger, wake, .. } => {
@@ -412,8 +420,8 @@ impl Store {
     #[cfg(feature = "sim")]
     pub fn begin_to_count(&mut self, key: &Key, process: &Process, floor: Fence, pact: Pact) {
         let marker = self.marker(key);
-        let nonce = marker.observe(process, Nonce(0));
-        marker.enrol(process, nonce, floor, pact);
+        let nonce = marker.observe(process, Nonce(0), pact);
+        marker.enrol(process, nonce.expect("nobody has agreed on anything else"), floor, pact);
     }
 
     /// Fences and markers, which have no names of clients in them.
@@ -598,7 +606,8 @@ mod tests {
             "propose" => Command::Propose { key, value, ttl, fence, pact },
             "raise" => Command::Raise { key, value, fence, pact },
             "extend" => Command::Extend { key, value, ttl, heal: true, rules: Rules::Strict(pact) },
-            "observe" => Command::Observe { key, nonce: nonce(), pact },
+            "observe" => Command::Observe { key, nonce: nonce(), pact, overrules: false },
+            "overrule" => Command::Observe { key, nonce: nonce(), pact, overrules: true },
             "enrol" => Command::Enrol { key, nonce: nonce(), floor: fence, pact },
             _ => {
                 let (linger, owed_for, wake) = (Ttl::ZERO, Duration::ZERO, Wake::Nobody);
@@ -713,6 +722,18 @@ mod tests {
             assert_eq!(strictly(&mut store, (0, "p"), command, "k", pact(200)), expected, "{command}");
         }
         assert_eq!(store.keys(at(0)).count(), 0);
+        // Unless an operator says so: then it is observed anew, and counts for nobody.
+        for (command, longest, expected) in [
+            ("overrule 8", 200, "Observed(Nonce(8))"),
+            ("propose a 10", 100, "Accepted, and does not count"),
+            ("observe 9", 100, "Unknown(Refused(OtherRules))"),
+            ("enrol 8 10", 100, "Unknown(Refused(OtherRules))"),
+            ("enrol 8 10", 200, "Enrolled(Fence(10))"),
+            ("raise a 11", 100, "Unknown(Refused(OtherRules))"),
+            ("raise a 11", 200, "Raised"),
+        ] {
+            assert_eq!(strictly(&mut store, (0, "p"), command, "k", pact(longest)), expected, "{command}");
+        }
         // A ttl above the longest one.
         let mut store = Store::default();
         let answer = strictly(&mut store, (0, "p"), "propose a 10", "k", pact(99));
