@@ -725,12 +725,12 @@ mod tests {
         // Unless an operator says so: then it is observed anew, and counts for nobody.
         for (command, longest, expected) in [
             ("overrule 8", 200, "Observed(Nonce(8))"),
-            ("propose a 10", 100, "Accepted, and does not count"),
+            ("propose a 11", 100, "Accepted, and does not count"),
             ("observe 9", 100, "Unknown(Refused(OtherRules))"),
             ("enrol 8 10", 100, "Unknown(Refused(OtherRules))"),
-            ("enrol 8 10", 200, "Enrolled(Fence(10))"),
-            ("raise a 11", 100, "Unknown(Refused(OtherRules))"),
-            ("raise a 11", 200, "Raised"),
+            ("enrol 8 10", 200, "Enrolled(Fence(11))"),
+            ("raise a 12", 100, "Unknown(Refused(OtherRules))"),
+            ("raise a 12", 200, "Raised"),
         ] {
             assert_eq!(strictly(&mut store, (0, "p"), command, "k", pact(longest)), expected, "{command}");
         }
