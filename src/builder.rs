@@ -77,6 +77,8 @@ pub struct RedlockBuilder {
     max_waiters: usize,
     restart_protection: RestartProtection,
     connect_timeout: Duration,
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    allows_eviction: bool,
 }
 
 #[derive(Clone)]
@@ -110,6 +112,7 @@ impl RedlockBuilder {
             max_waiters: usize::MAX,
             restart_protection: RestartProtection::default(),
             connect_timeout: Duration::from_secs(2),
+            allows_eviction: false,
         }
     }
 
@@ -260,6 +263,15 @@ impl RedlockBuilder {
         self
     }
 
+    /// Lets [fenced mutexes](Redlock::fenced_mutex) and [elections](Redlock::election) use servers that may evict keys to make
+    /// room: those whose `maxmemory-policy` is not `noeviction` although there is a `maxmemory`. By default such a server is
+    /// asked for none, since it may throw away a lock that is held, and goes on to count. Plain mutexes are only warned of in the
+    /// log.
+    pub fn allow_eviction(mut self) -> Self {
+        self.allows_eviction = true;
+        self
+    }
+
     /// The default [back-off](crate::Mutex::backoff) of mutexes: random rests of up to 10 ms at first, of up to 1 s
     /// later.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
@@ -395,6 +407,7 @@ impl RedlockBuilder {
                     namespace: self.namespace.as_str().into(),
                     clock: clock.clone(),
                     identities: Arc::default(),
+                    may_evict: self.allows_eviction,
                 };
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts, &client, admission);
                 let reached = Reached { states, names, patience, grace: timeouts.node };

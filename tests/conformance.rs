@@ -27,9 +27,11 @@ use redis::aio::MultiplexedConnection;
 use redlock_quorum::NodeConfig;
 use redlock_quorum::node::{Bell, Listener, Node, Reply, alone};
 use redlock_quorum::protocol::command::{
-    Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Value, Waiter, Wake,
+    Answer, Command, Key, LeaseId, NodeIndex, Refusal, Sighting, Signature, Unknown, Value, Waiter, Wake,
 };
-use redlock_quorum::protocol::marker::Rules;
+use redlock_quorum::protocol::fence::{FURTHEST_AHEAD, Fence};
+use redlock_quorum::protocol::marker::{Nonce, Pact, Process, Rules};
+use redlock_quorum::protocol::quorum::Quorum;
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::store::{Messenger, Precision, Store};
 use redlock_quorum::protocol::time::{Instant, Ttl};
@@ -135,6 +137,8 @@ enum Act {
     Put { key: Key, value: Value, millis: Option<u64> },
     /// An operator deletes a key.
     Delete { key: Key },
+    /// An operator deletes what is remembered of the namespace of a key.
+    DeleteMarker { key: Key },
     /// An operator takes the expiry off a key.
     Persist { key: Key },
     /// An operator makes the server forget all scripts.
@@ -160,7 +164,16 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(key, earlier, later)| Step::WaitForTheEnd { key, earlier, later }),
     ];
     let step = prop_oneof![2 => wait, 5 => act().prop_map(Step::Act)].prop_map(|step| vec![step]);
-    vec(prop_oneof![30 => step, 1 => hand_over()], 1..40).prop_map(|parts| parts.concat())
+    vec(prop_oneof![30 => step, 1 => hand_over(), 1 => enrolment()], 1..40).prop_map(|parts| parts.concat())
+}
+
+/// The server begins to count for fences, which takes two commands that agree.
+fn enrolment() -> impl Strategy<Value = Vec<Step>> {
+    (key(), nonce(), fence(), pact(), any::<bool>()).prop_map(|(key, nonce, floor, pact, in_full)| {
+        let observe = Command::Observe { key: key.clone(), nonce, pact, overrules: true };
+        let enrol = Command::Enrol { key, nonce, floor, pact };
+        [observe, enrol].map(|command| Step::Act(Act::Ask { in_full, command })).to_vec()
+    })
 }
 
 /// Somebody waits while another holds, which is seldom drawn step by step; whatever came before may spoil it.
@@ -185,6 +198,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (key(), value(), proptest::option::of(millis()))
             .prop_map(|(key, value, millis)| Act::Put { key, value, millis }),
         1 => key().prop_map(|key| Act::Delete { key }),
+        1 => key().prop_map(|key| Act::DeleteMarker { key }),
         1 => key().prop_map(|key| Act::Persist { key }),
         1 => Just(Act::ForgetScripts),
     ]
@@ -193,12 +207,20 @@ fn act() -> impl Strategy<Value = Act> {
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         4 => (key(), value(), ttl()).prop_map(|(key, value, ttl)| Command::Acquire { key, value, ttl }),
-        4 => (key(), value(), ttl(), any::<bool>())
-            .prop_map(|(key, value, ttl, heal)| Command::Extend { key, value, ttl, heal, rules: Rules::Plain }),
-        3 => (key(), value(), linger(), wake()).prop_map(|(key, value, linger, wake)| {
-            let (owed_for, rules) = (Duration::ZERO, Rules::Plain);
+        4 => (key(), value(), ttl(), any::<bool>(), rules())
+            .prop_map(|(key, value, ttl, heal, rules)| Command::Extend { key, value, ttl, heal, rules }),
+        3 => (key(), value(), linger(), wake(), rules()).prop_map(|(key, value, linger, wake, rules)| {
+            let owed_for = Duration::ZERO;
             Command::Release { key, value, linger, owed_for, wake, rules }
         }),
+        6 => (key(), value(), ttl(), fence(), pact())
+            .prop_map(|(key, value, ttl, fence, pact)| Command::Propose { key, value, ttl, fence, pact }),
+        4 => (key(), value(), fence(), pact())
+            .prop_map(|(key, value, fence, pact)| Command::Raise { key, value, fence, pact }),
+        2 => (key(), nonce(), pact(), proptest::bool::weighted(0.2))
+            .prop_map(|(key, nonce, pact, overrules)| Command::Observe { key, nonce, pact, overrules }),
+        2 => (key(), nonce(), fence(), pact())
+            .prop_map(|(key, nonce, floor, pact)| Command::Enrol { key, nonce, floor, pact }),
         8 => (key(), 0..4u64).prop_map(|(key, millis)| {
             Command::Enlist { key, waited: Duration::from_millis(millis) }
         }),
@@ -206,6 +228,32 @@ fn command() -> impl Strategy<Value = Command> {
         3 => key().prop_map(|key| Command::Inspect { key }),
         1 => key().prop_map(|key| Command::Remove { key }),
     ]
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    prop_oneof![1 => Just(Rules::Plain), 1 => pact().prop_map(Rules::Strict)]
+}
+
+/// Two that differ in the nodes, and two that differ in the longest ttl.
+fn pact() -> impl Strategy<Value = Pact> {
+    let pact = |node: &str, max_ttl| Pact::of(&[node.into()], Quorum::of(1), Ttl::from_millis(max_ttl));
+    prop_oneof![3 => Just(pact("a", 10)), 1 => Just(pact("b", 10)), 1 => Just(pact("a", 1_000_000))]
+}
+
+fn nonce() -> impl Strategy<Value = Nonce> {
+    select(vec![Nonce(1), Nonce(2), Nonce(u128::MAX)])
+}
+
+/// Few, and those about as far ahead of the server's clock as it lets a proposal be.
+fn fence() -> impl Strategy<Value = Fence> {
+    let bound = (START + FURTHEST_AHEAD).as_micros() as u64;
+    let numbers = prop_oneof![
+        6 => 0..6u64,
+        2 => (0..30u64).prop_map(move |millis| bound + millis * 1_000),
+        1 => (0..3u64).prop_map(move |micros| bound + micros),
+        1 => Just((1 << 53) - 1),
+    ];
+    numbers.prop_map(Fence::new)
 }
 
 fn wake() -> impl Strategy<Value = Wake> {
@@ -292,14 +340,19 @@ impl Bell for Ring {
 }
 
 /// What they are sent by the store.
-struct Post {
+struct Post<'a> {
     caller: Waiter,
+    process: &'a Process,
     sent: Vec<Message>,
 }
 
-impl Messenger for Post {
+impl Messenger for Post<'_> {
     fn caller(&self) -> Option<&Waiter> {
         Some(&self.caller)
+    }
+
+    fn process(&self) -> Option<&Process> {
+        Some(self.process)
     }
 
     fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool {
@@ -317,6 +370,7 @@ struct Rig<'a> {
     in_full: Arc<dyn Node>,
     operator: MultiplexedConnection,
     messages: Arc<Messages>,
+    process: Process,
 }
 
 /// What came of the traces.
@@ -333,7 +387,16 @@ struct Played {
 impl Played {
     /// A trace that never gets to see the rare answers shows nothing. Few traces need not see them.
     fn assert_all_was_seen(&self) {
-        const ALL: [&str; 17] = [
+        const ALL: [&str; 26] = [
+            "accepted",
+            "accepted, and does not count",
+            "busy",
+            "does not count",
+            "enrolled",
+            "observed",
+            "other rules",
+            "raised",
+            "voted",
             "delisted",
             "denied",
             "deleted",
@@ -377,12 +440,16 @@ impl<'a> Rig<'a> {
             let bell = Arc::new(Ring { waiter, messages: messages.clone() });
             alone(config, PROMPT, (bell.waiter.clone(), bell)).expect("an address")
         };
+        let mut operator = connect(server).await;
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("server").query_async(&mut operator).await.expect("a server that answers");
         Rig {
             time,
             by_hash: node(address(), waiter(false)),
             in_full: node(address().username("unloaded").password("secret"), waiter(true)),
-            operator: connect(server).await,
+            operator,
             messages,
+            process: Process(info.get::<String>("run_id").expect("a name").into()),
         }
     }
 
@@ -437,7 +504,7 @@ impl<'a> Rig<'a> {
         for store in &*possible {
             for moment in moments.clone() {
                 let mut store = store.clone();
-                let expected = say(&mut store, at(moment), act, self.time.keeps_order());
+                let expected = self.say(&mut store, at(moment), act);
                 if expected != said {
                     others.push(expected);
                 } else if !agree.contains(&store) {
@@ -497,11 +564,39 @@ impl<'a> Rig<'a> {
                 Said::Done
             }
             Act::Delete { key } => changed(self.operate(redis::cmd("DEL").arg(key.as_bytes())).await),
+            Act::DeleteMarker { key } => {
+                changed(self.operate(redis::cmd("DEL").arg(key.marker().concat())).await)
+            }
             Act::Persist { key } => changed(self.operate(redis::cmd("PERSIST").arg(key.as_bytes())).await),
             Act::ForgetScripts => {
                 self.operate::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await;
                 Said::Done
             }
+        }
+    }
+
+    /// The same on the store.
+    fn say(&self, store: &mut Store, now: Instant, act: &Act) -> Said {
+        match act {
+            Act::Ask { command, in_full } => {
+                let mut post = Post { caller: waiter(*in_full), process: &self.process, sent: Vec::new() };
+                let answer = store.apply(now, command, &mut post);
+                Said::Answer(answer, if self.time.keeps_order() { post.sent } else { Vec::new() })
+            }
+            Act::Put { key, value, millis } => {
+                store.put(now, key, value, millis.map_or(Duration::MAX, Duration::from_millis));
+                Said::Done
+            }
+            Act::Delete { key } => Said::Changed(store.remove(now, key)),
+            Act::DeleteMarker { key } => Said::Changed(store.forget_marker(key)),
+            Act::Persist { key } => match store.sight(now, key) {
+                Some(Sighting { value, expires_in: Some(_) }) => {
+                    store.put(now, key, &value, Duration::MAX);
+                    Said::Changed(true)
+                }
+                _ => Said::Changed(false),
+            },
+            Act::ForgetScripts => Said::Done,
         }
     }
 
@@ -521,30 +616,6 @@ impl<'a> Rig<'a> {
     }
 }
 
-/// The same on the store.
-fn say(store: &mut Store, now: Instant, act: &Act, keeps_order: bool) -> Said {
-    match act {
-        Act::Ask { command, in_full } => {
-            let mut post = Post { caller: waiter(*in_full), sent: Vec::new() };
-            let answer = store.apply(now, command, &mut post);
-            Said::Answer(answer, if keeps_order { post.sent } else { Vec::new() })
-        }
-        Act::Put { key, value, millis } => {
-            store.put(now, key, value, millis.map_or(Duration::MAX, Duration::from_millis));
-            Said::Done
-        }
-        Act::Delete { key } => Said::Changed(store.remove(now, key)),
-        Act::Persist { key } => match store.sight(now, key) {
-            Some(Sighting { value, expires_in: Some(_) }) => {
-                store.put(now, key, &value, Duration::MAX);
-                Said::Changed(true)
-            }
-            _ => Said::Changed(false),
-        },
-        Act::ForgetScripts => Said::Done,
-    }
-}
-
 /// Whether the key that is asked for ends between two readings of the clock that are not the same. Then a script may have
 /// found it, and have come to its expiry when it had ended.
 fn ends_within(possible: &Possible, act: &Act, moments: &RangeInclusive<u64>) -> bool {
@@ -559,7 +630,7 @@ fn key_of(act: &Act) -> Option<&Key> {
     match act {
         Act::Ask { command, .. } => Some(command.key()),
         Act::Put { key, .. } | Act::Delete { key } | Act::Persist { key } => Some(key),
-        Act::ForgetScripts => None,
+        Act::DeleteMarker { .. } | Act::ForgetScripts => None,
     }
 }
 
@@ -583,14 +654,16 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Seen(Some(_)) => "stands",
         Answer::Removed(None) => "nothing to remove",
         Answer::Removed(Some(_)) => "removed",
-        Answer::Waiting { .. } | Answer::Unknown(_) => return None,
-        // No trace asks for fences.
-        Answer::Accepted
-        | Answer::Voted(_)
-        | Answer::Busy(_)
-        | Answer::Raised
-        | Answer::Enrolled(_)
-        | Answer::Observed(_) => return None,
+        Answer::Accepted => "accepted",
+        Answer::Voted(_) => "voted",
+        Answer::Busy(_) => "busy",
+        Answer::Raised => "raised",
+        Answer::Enrolled(_) => "enrolled",
+        Answer::Observed(_) => "observed",
+        Answer::Waiting { said, .. } if matches!(**said, Answer::Accepted) => "accepted, and does not count",
+        Answer::Waiting { .. } => "does not count",
+        Answer::Unknown(Unknown::Refused(Refusal::OtherRules)) => "other rules",
+        Answer::Unknown(_) => return None,
     })
 }
 

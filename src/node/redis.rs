@@ -44,6 +44,7 @@ use crate::clock::SystemClock;
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Standing};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter};
+use crate::protocol::marker::Rules;
 use crate::protocol::round::RoundId;
 #[cfg(feature = "sim")]
 use crate::protocol::settings::SettingsError;
@@ -187,11 +188,12 @@ impl Job {
         Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0)) }
     }
 
-    /// Whether this releases what the other one extends.
+    /// Whether this releases what the other one, a script, sets or extends.
     fn releases(&self, other: &Job) -> bool {
-        match (&self.command, &other.command) {
-            (Command::Release { value: released, .. }, Command::Extend { value: extended, .. }) => {
-                released == extended
+        let Command::Release { value: released, .. } = &self.command else { return false };
+        match &other.command {
+            Command::Extend { value, .. } | Command::Propose { value, .. } | Command::Raise { value, .. } => {
+                released == value
             }
             _ => false,
         }
@@ -209,6 +211,8 @@ pub(crate) struct Client {
     pub(crate) clock: Arc<dyn Clock>,
     /// Which server is behind which of its nodes.
     pub(crate) identities: Arc<Identities>,
+    /// Strict locks are asked for even where a server may evict them.
+    pub(crate) may_evict: bool,
 }
 
 impl RedisNode {
@@ -223,7 +227,7 @@ impl RedisNode {
         let (errands, inbox) = mpsc::unbounded_channel();
         let (state, states) = watch::channel(State::Connecting);
         let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
-        let Client { waiter, bell, namespace, clock, identities } = client;
+        let Client { waiter, bell, namespace, clock, identities, may_evict } = client;
         let messages = Arc::new(Messages::new(waiter, index, bell, namespace, errands.downgrade()));
         let actor = Actor {
             target,
@@ -237,6 +241,7 @@ impl RedisNode {
             abandoned: false,
             state,
             warned_of: None,
+            may_evict,
         };
         runtime.spawn(actor.run());
         let node = RedisNode { errands, clock, watched, state: states.clone(), timeout: timeouts.node };
@@ -259,7 +264,7 @@ pub fn alone(
     let target = Target::all(&[config])?.remove(0);
     let timeouts = Timeouts { connect: node_timeout, node: node_timeout };
     let (clock, identities, namespace) = (Arc::new(SystemClock), Arc::default(), "".into());
-    let client = Client { waiter, bell, namespace, clock, identities };
+    let client = Client { waiter, bell, namespace, clock, identities, may_evict: false };
     let votes_at_once = Admission::new(RestartProtection::Off, Ttl::ZERO, Drift::DEFAULT, false);
     let (node, _) = RedisNode::start(&Handle::current(), target, timeouts, (0, client), votes_at_once);
     Ok(node)
@@ -332,6 +337,8 @@ struct Actor {
     state: watch::Sender<State>,
     /// The last policy of eviction that was warned of.
     warned_of: Option<String>,
+    /// Strict locks are asked for even where the server may evict them.
+    may_evict: bool,
 }
 
 /// What was sent and is not answered, in the order in which the answers will come.
@@ -595,19 +602,23 @@ impl Actor {
         let since = self.clock.now();
         for errand in waiting.drain(..) {
             match errand {
+                Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command, link) => {
+                    job.reply.answer(Answer::Unknown(Unknown::Refused(refusal)));
+                }
                 Errand::Job(mut job) => {
                     if job.form == Form::Hashed {
                         job.form = link.form;
                     }
                     let lists = self.hearing.messages.lists(link, job.command.key());
                     job.has_list = lists != Lists::Closed && job.command.concerns_list();
+                    let process = link.run_id.as_deref().unwrap_or_default();
                     let mut out = Writer(link.connection.outgoing());
                     if link.tells && job.is_watching {
                         out.command(3);
                         [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
                         sent.push_back(Sent::Remark);
                     }
-                    encode(&job.command, job.form, lists, &mut out);
+                    encode(&job.command, job.form, (lists, process), &mut out);
                     sent.push_back(Sent::Job { job, since });
                 }
                 Errand::Question(question, reply) => {
@@ -615,6 +626,19 @@ impl Actor {
                     sent.push_back(Sent::Question(reply));
                 }
             }
+        }
+    }
+
+    /// Why the server is not asked at all.
+    fn objection_to(&self, command: &Command, link: &Link) -> Option<Refusal> {
+        match command {
+            // It would compare with nothing.
+            Command::Observe { .. } | Command::Enrol { .. } if link.run_id.is_none() => {
+                Some(Refusal::Nameless)
+            }
+            // What it throws away, its marker stands for.
+            Command::Propose { .. } if link.evicts_by.is_some() && !self.may_evict => Some(Refusal::Evicts),
+            _ => None,
         }
     }
 
@@ -672,7 +696,11 @@ impl Actor {
             Read::Answer(answer) => {
                 let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
                 handed_out.owed_was_accepted |= is_owed;
-                job.reply.answer(answer.heard(heard.now, heard.counts_from));
+                job.reply.answer(match job.command.rules() {
+                    Rules::Plain => answer.heard(heard.now, heard.counts_from),
+                    // The server has judged itself.
+                    Rules::Strict(_) => answer,
+                });
             }
             Read::NoScript => {
                 if sent.iter().filter_map(Sent::job).any(|other| other.releases(&job)) {
@@ -705,7 +733,8 @@ impl Actor {
         for job in waiting.iter().filter_map(Errand::job) {
             if matches!(job.command, Command::Release { .. }) {
                 let lists = self.hearing.messages.lists(link, job.command.key());
-                encode(&job.command, Form::Full, lists, &mut Writer(link.connection.outgoing()));
+                let process = link.run_id.as_deref().unwrap_or_default();
+                encode(&job.command, Form::Full, (lists, process), &mut Writer(link.connection.outgoing()));
             }
         }
         // As far as the socket takes it. An answer is not expected.

@@ -36,6 +36,12 @@ impl fmt::Debug for LeaseId {
 /// Separates a namespace from a resource in the name of a wait list.
 const LIST_MARK: &[u8] = b"#wait:";
 
+/// The same for the counter of the fences.
+const FENCE_MARK: &[u8] = b"#fence:";
+
+/// What the marker of a namespace is called behind it.
+const MARKER: &[u8] = b"#node";
+
 /// The name of a key on the wire: any bytes. Two keys are the same if their bytes are.
 #[derive(Clone)]
 pub struct Key {
@@ -73,9 +79,25 @@ impl Key {
     /// The name of the wait list beside this lock key, in pieces: `{namespace}#wait:{resource}`.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn wait_list(&self) -> [&[u8]; 3] {
-        let (namespace, rest) = self.bytes.split_at(self.namespace);
-        let resource = if namespace.is_empty() { rest } else { &rest[1..] };
-        [namespace, LIST_MARK, resource]
+        [self.namespace(), LIST_MARK, self.resource()]
+    }
+
+    /// The name of the counter of the fences of this resource, in pieces: `{namespace}#fence:{resource}`.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn fence_counter(&self) -> [&[u8]; 3] {
+        [self.namespace(), FENCE_MARK, self.resource()]
+    }
+
+    /// The name of the marker of this namespace, in pieces: `{namespace}#node`.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn marker(&self) -> [&[u8]; 2] {
+        [self.namespace(), MARKER]
+    }
+
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    fn resource(&self) -> &[u8] {
+        let behind = if self.namespace == 0 { 0 } else { self.namespace + 1 };
+        &self.bytes[behind..]
     }
 
     /// The lock key beside a wait list: no namespace has a `#` in it.
@@ -543,6 +565,10 @@ pub enum Refusal {
     WrongType,
     /// The clients of the namespace have agreed on other nodes, or on another longest ttl.
     OtherRules,
+    /// The server does not say which process it is, and so nobody can tell whether it has forgotten something.
+    Nameless,
+    /// The server may throw away a lock that is held, to make room.
+    Evicts,
     /// The server is a member of a Redis Cluster, and says that it cannot serve the key.
     Cluster,
     /// Another error.
@@ -566,6 +592,7 @@ impl Refusal {
             "NOAUTH" => Refusal::NoAuth,
             "NOPERM" => Refusal::NoPermission,
             "WRONGTYPE" => Refusal::WrongType,
+            "OTHERRULES" => Refusal::OtherRules,
             "CLUSTERDOWN" | "MASTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" => Refusal::Cluster,
             _ => Refusal::Other,
         }
@@ -583,7 +610,9 @@ impl fmt::Display for Refusal {
             Refusal::NoAuth => "NOAUTH: not authenticated",
             Refusal::NoPermission => "NOPERM: no permission",
             Refusal::WrongType => "WRONGTYPE: the key is not a string",
-            Refusal::OtherRules => "other clients name other nodes, or another max_ttl",
+            Refusal::OtherRules => "OTHERRULES: other clients name other nodes, or another max_ttl",
+            Refusal::Nameless => "does not say which process it is (INFO forbidden)",
+            Refusal::Evicts => "may evict what is held: maxmemory-policy is not noeviction",
             Refusal::Cluster => "the server is part of a Redis Cluster",
             Refusal::Other => "server error",
         })

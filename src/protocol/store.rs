@@ -103,7 +103,7 @@ struct Counter {
 
 /// For so long after the last grant a node remembers the counter of a resource. After that the high-water mark of the
 /// namespace, which is no lower, stands for it; so what is kept for resources that nobody uses any more is bounded.
-const COUNTER_LIVES: Duration = Duration::from_secs(3_600);
+pub const COUNTER_LIVES: Duration = Duration::from_secs(3_600);
 
 /// Those who wait for a key, by since when they do, on the node's clock and in whole microseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -172,7 +172,7 @@ impl Store {
             Command::Raise { key, value, fence, .. } => self.raise(now, key, value, *fence),
             Command::Observe { key, nonce, pact, overrules } => {
                 let (Some(process), marker) = (messenger.process(), self.marker(key)) else {
-                    return Answer::Unknown(Unknown::Nonsense);
+                    return Answer::Unknown(Unknown::Refused(Refusal::Nameless));
                 };
                 if *overrules {
                     marker.overrule(*pact);
@@ -422,6 +422,12 @@ impl Store {
         let marker = self.marker(key);
         let nonce = marker.observe(process, Nonce(0), pact);
         marker.enrol(process, nonce.expect("nobody has agreed on anything else"), floor, pact);
+    }
+
+    /// Forgets the marker of the namespace of a key: as when an operator deletes it, or all keys.
+    #[cfg(feature = "sim")]
+    pub fn forget_marker(&mut self, key: &Key) -> bool {
+        self.markers.remove(key.namespace()).is_some_and(|marker| marker != Marker::default())
     }
 
     /// Fences and markers, which have no names of clients in them.

@@ -7,8 +7,10 @@ use redis::{ServerError, Value as Wire};
 
 use super::resp::Writer;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
-use crate::protocol::marker::Rules;
-use crate::protocol::time::Ttl;
+use crate::protocol::fence::{FURTHEST_AHEAD, Fence};
+use crate::protocol::marker::{Nonce, Pact, Rules};
+use crate::protocol::store::COUNTER_LIVES;
+use crate::protocol::time::{Instant, Ttl};
 use crate::protocol::wait::LIST_LIVES;
 
 /// A script, and the hash by which a server knows it once it is loaded.
@@ -23,8 +25,8 @@ impl Script {
     }
 
     /// Begins a call with so many keys and arguments behind it.
-    fn call(&self, form: Form, keys: u64, arguments: usize, out: &mut Writer<'_>) {
-        out.command(3 + keys as usize + arguments);
+    fn call(&self, form: Form, keys: usize, arguments: usize, out: &mut Writer<'_>) {
+        out.command(3 + keys + arguments);
         match form {
             Form::Hashed => {
                 out.part(b"EVALSHA");
@@ -35,7 +37,7 @@ impl Script {
                 out.part(self.text.as_bytes());
             }
         }
-        out.number(keys);
+        out.number(keys as u64);
     }
 
     /// A call with one key.
@@ -52,23 +54,95 @@ impl Script {
     }
 }
 
+/// What goes with the keys and the arguments of a script for `strictly.lua`: nothing in plain locks.
+#[derive(Clone, Copy)]
+struct Judgement<'a> {
+    rules: Rules,
+    /// The process that the server is taken for.
+    process: &'a str,
+}
+
+impl Judgement<'_> {
+    /// How many keys, and how many arguments.
+    fn size(self) -> (usize, usize) {
+        match self.rules {
+            Rules::Plain => (0, 0),
+            Rules::Strict(_) => (1, 4),
+        }
+    }
+
+    fn choose<'a>(self, plainly: &'a Script, strictly: &'a Script) -> &'a Script {
+        match self.rules {
+            Rules::Plain => plainly,
+            Rules::Strict(_) => strictly,
+        }
+    }
+
+    fn key(self, key: &Key, out: &mut Writer<'_>) {
+        if let Rules::Strict(_) = self.rules {
+            out.parts(&key.marker());
+        }
+    }
+
+    /// With the ttl that is asked for; `None` if the client only takes away what is its own.
+    fn arguments(self, ttl: Option<Ttl>, out: &mut Writer<'_>) {
+        if let Rules::Strict(pact) = self.rules {
+            out.part(self.process.as_bytes());
+            out.number(pact.fingerprint());
+            out.number(pact.max_ttl().as_millis());
+            match ttl {
+                Some(ttl) => out.number(ttl.as_millis()),
+                None => out.part(b""),
+            }
+        }
+    }
+}
+
 macro_rules! script {
-    ($file:literal) => {
+    ($($text:expr),+) => {
         Script {
-            text: include_str!($file),
-            hash: LazyLock::new(|| redis::Script::new(include_str!($file)).get_hash().to_owned()),
+            text: concat!($($text),+),
+            hash: LazyLock::new(|| redis::Script::new(concat!($($text),+)).get_hash().to_owned()),
         }
     };
 }
 
-static EXTEND: Script = script!("../lua/extend.lua");
-static RELEASE: Script = script!("../lua/release.lua");
-static ENLIST: Script = script!("../lua/enlist.lua");
-static INSPECT: Script = script!("../lua/inspect.lua");
-static REMOVE: Script = script!("../lua/remove.lua");
+/// A script that is carried out by the rules of the strict kinds of locks.
+macro_rules! strictly {
+    ($file:literal) => {
+        script!(
+            "local function carry_out(KEYS, ARGV, marker)\n",
+            include_str!($file),
+            "end\n\n",
+            include_str!("../lua/strictly.lua")
+        )
+    };
+}
+
+static EXTEND: Script = script!(include_str!("../lua/extend.lua"));
+static RELEASE: Script = script!(include_str!("../lua/release.lua"));
+static ENLIST: Script = script!(include_str!("../lua/enlist.lua"));
+static INSPECT: Script = script!(include_str!("../lua/inspect.lua"));
+static REMOVE: Script = script!(include_str!("../lua/remove.lua"));
+static ENROL: Script = script!(include_str!("../lua/enrol.lua"));
+static PROPOSE: Script = strictly!("../lua/propose.lua");
+static RAISE: Script = strictly!("../lua/raise.lua");
+static EXTEND_STRICTLY: Script = strictly!("../lua/extend.lua");
+static RELEASE_STRICTLY: Script = strictly!("../lua/release.lua");
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 5] = [&EXTEND, &RELEASE, &ENLIST, &INSPECT, &REMOVE];
+pub(super) static SCRIPTS: [&Script; 10] = [
+    &EXTEND,
+    &RELEASE,
+    &ENLIST,
+    &INSPECT,
+    &REMOVE,
+    &ENROL,
+    &PROPOSE,
+    &RAISE,
+    &EXTEND_STRICTLY,
+    &RELEASE_STRICTLY,
+];
 
 /// How a script is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +165,15 @@ pub(super) enum Lists<'a> {
 }
 
 /// Appends the command as it goes over the wire. Where the wait lists are closed, what concerns only them becomes a question that
-/// changes nothing.
-pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut Writer<'_>) {
+/// changes nothing. A node of the strict kinds of locks compares the `process` that it is taken for.
+pub(super) fn encode(
+    command: &Command,
+    form: Form,
+    (lists, process): (Lists<'_>, &str),
+    out: &mut Writer<'_>,
+) {
+    let judgement = Judgement { rules: command.rules(), process };
+    let (more_keys, more_arguments) = judgement.size();
     let channel = match lists {
         Lists::WokenOn(channel) => channel,
         Lists::WakesOthers | Lists::Closed => "",
@@ -107,11 +188,45 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.part(b"PX");
             out.number(ttl.as_millis());
         }
-        Command::Extend { key, value, ttl, heal, rules: Rules::Plain } => {
-            EXTEND.call_on(key, form, 3, out);
+        Command::Extend { key, value, ttl, heal, .. } => {
+            let script = judgement.choose(&EXTEND, &EXTEND_STRICTLY);
+            script.call(form, 1 + more_keys, 3 + more_arguments, out);
+            out.part(key.as_bytes());
+            judgement.key(key, out);
             out.part(value.as_bytes());
             out.number(ttl.as_millis());
             out.number(u64::from(*heal));
+            judgement.arguments(Some(*ttl), out);
+        }
+        Command::Propose { key, value, ttl, fence, .. } => {
+            PROPOSE.call(form, 2 + more_keys, 5 + more_arguments, out);
+            out.part(key.as_bytes());
+            out.parts(&key.fence_counter());
+            judgement.key(key, out);
+            out.part(value.as_bytes());
+            out.number(ttl.as_millis());
+            out.number(fence.as_u64());
+            out.number(COUNTER_LIVES.as_millis() as u64);
+            out.number(FURTHEST_AHEAD.as_micros() as u64);
+            judgement.arguments(Some(*ttl), out);
+        }
+        Command::Raise { key, value, fence, .. } => {
+            RAISE.call(form, 2 + more_keys, 3 + more_arguments, out);
+            out.part(key.as_bytes());
+            out.parts(&key.fence_counter());
+            judgement.key(key, out);
+            out.part(value.as_bytes());
+            out.number(fence.as_u64());
+            out.number(COUNTER_LIVES.as_millis() as u64);
+            judgement.arguments(Some(Ttl::ZERO), out);
+        }
+        Command::Observe { key, nonce, pact, overrules } => {
+            call_enrol(key, form, (process, *pact, *nonce), out);
+            out.part(if *overrules { b"overrule" } else { b"" });
+        }
+        Command::Enrol { key, nonce, floor, pact } => {
+            call_enrol(key, form, (process, *pact, *nonce), out);
+            out.number(floor.as_u64());
         }
         Command::Release { key, value, linger, wake, .. } => {
             let has_list = *wake != Wake::Nobody && lists != Lists::Closed;
@@ -123,11 +238,13 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
                 (true, ..) => 2,
                 _ => 1,
             };
+            let script = judgement.choose(&RELEASE, &RELEASE_STRICTLY);
+            script.call(form, 1 + usize::from(has_list) + more_keys, arguments + more_arguments, out);
+            out.part(key.as_bytes());
             if has_list {
-                RELEASE.call_on_list(key, form, arguments, out);
-            } else {
-                RELEASE.call_on(key, form, arguments, out);
+                out.parts(&key.wait_list());
             }
+            judgement.key(key, out);
             out.part(value.as_bytes());
             // What comes before is said, too, if only to say nothing.
             let mode = if peeks { "peek" } else { "" };
@@ -135,6 +252,7 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             if lingers {
                 out.number(linger.as_millis());
             }
+            judgement.arguments(None, out);
         }
         Command::Enlist { key, waited } if !channel.is_empty() => {
             ENLIST.call_on_list(key, form, 3, out);
@@ -148,17 +266,21 @@ pub(super) fn encode(command: &Command, form: Form, lists: Lists<'_>, out: &mut 
             out.part(channel.as_bytes());
             out.part(b"leave");
         }
-        // No client asks a server for these yet: a question that changes nothing, and whose answer is none to what was asked.
-        Command::Propose { key, .. }
-        | Command::Raise { key, .. }
-        | Command::Observe { key, .. }
-        | Command::Extend { key, .. }
-        | Command::Enrol { key, .. } => INSPECT.call_on(key, form, 0, out),
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
             INSPECT.call_on(key, form, 0, out);
         }
         Command::Remove { key } => REMOVE.call_on(key, form, 0, out),
     }
+}
+
+/// Begins a call that is about the marker of a namespace; one argument comes behind it.
+fn call_enrol(key: &Key, form: Form, (process, pact, nonce): (&str, Pact, Nonce), out: &mut Writer<'_>) {
+    ENROL.call(form, 1, 5, out);
+    out.parts(&key.marker());
+    out.part(process.as_bytes());
+    out.number(pact.fingerprint());
+    out.number(pact.max_ttl().as_millis());
+    out.part(format!("{:032x}", nonce.0).as_bytes());
 }
 
 /// What a reply says.
@@ -174,9 +296,68 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
     if let Wire::ServerError(error) = &reply {
         return refused(error);
     }
-    Read::Answer(match (command, reply) {
+    Read::Answer(match (command, command.rules(), reply) {
+        (Command::Observe { .. } | Command::Enrol { .. }, _, reply) => enrolment(&reply).unwrap_or(NONSENSE),
+        (_, Rules::Strict(_), reply) => judged(command, reply).unwrap_or(NONSENSE),
+        (_, Rules::Plain, reply) => said(command, reply),
+    })
+}
+
+/// Whether the server counts by the marker of the namespace.
+fn enrolment(reply: &Wire) -> Option<Answer> {
+    let Wire::Array(parts) = reply else { return None };
+    let [Wire::Int(counts), Wire::BulkString(text)] = &parts[..] else { return None };
+    match counts {
+        1 => number(text).map(Answer::Enrolled),
+        0 if text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit) => {
+            let digits = std::str::from_utf8(text).ok()?;
+            u128::from_str_radix(digits, 16).ok().map(|nonce| Answer::Observed(Nonce(nonce)))
+        }
+        _ => None,
+    }
+}
+
+/// What a script says that `strictly.lua` has carried out, and whether it counts.
+fn judged(command: &Command, reply: Wire) -> Option<Answer> {
+    let Wire::Array(parts) = reply else { return None };
+    let [Wire::Int(counts), reply] = <[Wire; 2]>::try_from(parts).ok()? else { return None };
+    match (said(command, reply), counts) {
+        (NONSENSE, _) => None,
+        (answer, 1) => Some(answer),
+        (answer, 0) => Some(Answer::Waiting { said: Box::new(answer), counts_from: Instant::NEVER }),
+        _ => None,
+    }
+}
+
+/// A number of a script, which returns it as the text that it was given.
+fn number(text: &[u8]) -> Option<Fence> {
+    let digits = std::str::from_utf8(text).ok().filter(|digits| !digits.starts_with('+'))?;
+    digits.parse().ok().map(Fence::new)
+}
+
+/// The counter of the fences beside what a script says.
+fn counter(parts: &[Wire]) -> Option<(i64, Fence)> {
+    match parts {
+        [Wire::Int(said), Wire::BulkString(text)] => number(text).map(|counter| (*said, counter)),
+        _ => None,
+    }
+}
+
+fn said(command: &Command, reply: Wire) -> Answer {
+    match (command, reply) {
         (Command::Acquire { .. }, Wire::Okay) => Answer::Granted,
         (Command::Acquire { .. }, Wire::Nil) => Answer::Denied,
+        (Command::Propose { .. }, Wire::Int(1)) => Answer::Accepted,
+        (Command::Propose { .. }, Wire::Array(parts)) => match counter(&parts) {
+            Some((2, counter)) => Answer::Voted(counter),
+            Some((3, counter)) => Answer::Busy(counter),
+            _ => NONSENSE,
+        },
+        (Command::Raise { .. }, Wire::Int(1)) => Answer::Raised,
+        (Command::Raise { .. }, Wire::Array(parts)) => match counter(&parts) {
+            Some((2, counter)) => Answer::Voted(counter),
+            _ => NONSENSE,
+        },
         (Command::Extend { .. }, Wire::Int(1)) => Answer::Present,
         (Command::Extend { .. }, Wire::Int(2)) => Answer::Healed,
         (Command::Release { .. }, Wire::Int(1)) => Answer::Deleted { others_wait: false },
@@ -194,12 +375,16 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
             seen.map_or(NONSENSE, answer)
         }
         (Command::Enlist { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
-        (Command::Extend { .. } | Command::Release { .. }, Wire::Int(0)) => Answer::Missing,
-        (Command::Extend { .. } | Command::Release { .. }, Wire::Int(-1)) => Answer::Foreign,
+        (Command::Extend { .. } | Command::Raise { .. } | Command::Release { .. }, Wire::Int(0)) => {
+            Answer::Missing
+        }
+        (Command::Extend { .. } | Command::Raise { .. } | Command::Release { .. }, Wire::Int(-1)) => {
+            Answer::Foreign
+        }
         (Command::Inspect { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
         (Command::Remove { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Removed),
         _ => NONSENSE,
-    })
+    }
 }
 
 fn refused(error: &ServerError) -> Read {
@@ -247,12 +432,11 @@ pub(super) mod tests {
 
     use super::*;
     use crate::protocol::command::{Key, LeaseId, Signature};
+    use crate::protocol::quorum::Quorum;
     use crate::random;
 
     fn commands() -> [Command; 6] {
-        let key = Key::of_lock("redlock", b"k");
-        let value = Value::new(LeaseId(1), &Signature::new("w", None));
-        let ttl = Ttl::from_duration(Duration::from_secs(1));
+        let (key, value, ttl) = on_the_wire();
         [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
             Command::Extend { key: key.clone(), value, ttl, heal: true, rules: Rules::Plain },
@@ -263,9 +447,32 @@ pub(super) mod tests {
         ]
     }
 
-    fn release(wake: Wake) -> Command {
-        let key = Key::of_lock("redlock", b"k");
+    fn on_the_wire() -> (Key, Value, Ttl) {
         let value = Value::new(LeaseId(1), &Signature::new("w", None));
+        (Key::of_lock("redlock", b"k"), value, Ttl::from_duration(Duration::from_secs(1)))
+    }
+
+    /// What the strict kinds of locks ask.
+    fn strict_commands() -> [Command; 6] {
+        let (key, value, ttl) = on_the_wire();
+        let pact = Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(5_000));
+        let (fence, nonce, rules) = (Fence::new(33), Nonce(10), Rules::Strict(pact));
+        let mut release = release(Wake::Next);
+        if let Command::Release { rules: by, .. } = &mut release {
+            *by = rules;
+        }
+        [
+            Command::Propose { key: key.clone(), value: value.clone(), ttl, fence, pact },
+            Command::Raise { key: key.clone(), value: value.clone(), fence, pact },
+            Command::Extend { key: key.clone(), value, ttl, heal: false, rules },
+            release,
+            Command::Observe { key: key.clone(), nonce, pact, overrules: true },
+            Command::Enrol { key, nonce, floor: fence, pact },
+        ]
+    }
+
+    fn release(wake: Wake) -> Command {
+        let (key, value, _) = on_the_wire();
         let (linger, owed_for, rules) = (Ttl::ZERO, Duration::ZERO, Rules::Plain);
         Command::Release { key, value, linger, owed_for, wake, rules }
     }
@@ -279,7 +486,7 @@ pub(super) mod tests {
 
     fn text(command: &Command, form: Form, lists: Lists<'_>) -> String {
         let mut packed = Vec::new();
-        encode(command, form, lists, &mut Writer(&mut packed));
+        encode(command, form, (lists, "p"), &mut Writer(&mut packed));
         String::from_utf8_lossy(&packed)
             .split("\r\n")
             .filter(|part| !part.starts_with(['*', '$']))
@@ -325,8 +532,39 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_server_is_told_by_what_to_judge_itself_behind_all_else() {
+        let value = "00000000000000000000000000000001:w";
+        let pact = Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(5_000)).fingerprint();
+        let nonce = "0000000000000000000000000000000a";
+        let expected = [
+            format!(
+                "3 redlock:k redlock#fence:k redlock#node {value} 1000 33 3600000 600000000 p {pact} 5000 1000"
+            ),
+            format!("3 redlock:k redlock#fence:k redlock#node {value} 33 3600000 p {pact} 5000 0"),
+            format!("2 redlock:k redlock#node {value} 1000 0 p {pact} 5000 1000"),
+            format!("3 redlock:k redlock#wait:k redlock#node {value} c p {pact} 5000 "),
+            format!("1 redlock#node p {pact} 5000 {nonce} overrule"),
+            format!("1 redlock#node p {pact} 5000 {nonce} 33"),
+        ];
+        for (command, expected) in strict_commands().iter().zip(expected) {
+            let text = text(command, Form::Hashed, Lists::WokenOn("c"));
+            let (_, arguments) = text.split_at("EVALSHA ".len() + 41);
+            assert_eq!(arguments.strip_suffix(' ').unwrap_or(arguments), expected, "{command:?}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_is_judged_is_the_plain_one_in_a_frame() {
+        let frame = include_str!("../lua/strictly.lua");
+        for (script, body) in [(&RELEASE_STRICTLY, &RELEASE), (&EXTEND_STRICTLY, &EXTEND)] {
+            let inner = script.text.strip_suffix(frame).expect("the frame comes last");
+            assert_eq!(inner, format!("local function carry_out(KEYS, ARGV, marker)\n{}end\n\n", body.text));
+        }
+    }
+
+    #[test]
     fn replies_of_the_wrong_kind_are_no_votes() {
-        for command in &commands() {
+        for command in commands().iter().chain(&strict_commands()) {
             for reply in [
                 Wire::Int(7),
                 Wire::BulkString(b"OK".to_vec()),
@@ -400,10 +638,49 @@ pub(super) mod tests {
         [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
     }
 
+    /// A reply of a script that counts, or does not, or is neither.
+    fn any_judged() -> impl Strategy<Value = Vec<u8>> {
+        let number =
+            prop_oneof![0..4u64, any::<u64>()].prop_map(|number| bulk(number.to_string().as_bytes()));
+        let nonce = any::<u128>().prop_map(|nonce| bulk(format!("{nonce:032x}").as_bytes()));
+        let digit = || (-1..4i64).prop_map(|said| format!(":{said}\r\n").into_bytes());
+        let said = prop_oneof![
+            3 => digit(),
+            2 => (digit(), number.clone())
+                .prop_map(|(said, number)| [b"*2\r\n".to_vec(), said, number].concat()),
+            1 => number,
+            1 => nonce,
+            1 => any_reply(),
+        ];
+        (digit(), said).prop_map(|(counts, said)| [b"*2\r\n".to_vec(), counts, said].concat())
+    }
+
     /// The one reply to a command that means an answer; `None` if it cannot be answered so.
     fn reply_for(command: &Command, answer: &Answer) -> Option<Wire> {
-        use Command::{Acquire, Enlist, Extend, Inspect, Release, Remove};
+        use Command::{Enrol, Observe};
+        let text = |text: String| Wire::BulkString(text.into_bytes());
+        let pair = |first, second| Some(Wire::Array(vec![Wire::Int(first), second]));
+        match (command, command.rules(), answer) {
+            (Observe { .. } | Enrol { .. }, _, Answer::Enrolled(fence)) => pair(1, text(fence.to_string())),
+            (Observe { .. } | Enrol { .. }, _, Answer::Observed(Nonce(nonce))) => {
+                pair(0, text(format!("{nonce:032x}")))
+            }
+            (Observe { .. } | Enrol { .. }, ..) => None,
+            (_, Rules::Plain, answer) => what_says(command, answer),
+            (_, Rules::Strict(_), Answer::Waiting { said, .. }) => pair(0, what_says(command, said)?),
+            (_, Rules::Strict(_), answer) => pair(1, what_says(command, answer)?),
+        }
+    }
+
+    fn what_says(command: &Command, answer: &Answer) -> Option<Wire> {
+        use Command::{Acquire, Enlist, Extend, Inspect, Propose, Raise, Release, Remove};
+        let and = |said, fence: &Fence| {
+            Wire::Array(vec![Wire::Int(said), Wire::BulkString(fence.to_string().into_bytes())])
+        };
         Some(match (command, answer) {
+            (Propose { .. }, Answer::Accepted) | (Raise { .. }, Answer::Raised) => Wire::Int(1),
+            (Propose { .. } | Raise { .. }, Answer::Voted(counter)) => and(2, counter),
+            (Propose { .. }, Answer::Busy(counter)) => and(3, counter),
             (Acquire { .. }, Answer::Granted) => Wire::Okay,
             (Acquire { .. }, Answer::Denied) => Wire::Nil,
             (Extend { .. }, Answer::Present) | (Release { .. }, Answer::Deleted { others_wait: false }) => {
@@ -412,8 +689,8 @@ pub(super) mod tests {
             (Extend { .. }, Answer::Healed) | (Release { .. }, Answer::Deleted { others_wait: true }) => {
                 Wire::Int(2)
             }
-            (Extend { .. } | Release { .. }, Answer::Missing) => Wire::Int(0),
-            (Extend { .. } | Release { .. }, Answer::Foreign) => Wire::Int(-1),
+            (Extend { .. } | Raise { .. } | Release { .. }, Answer::Missing) => Wire::Int(0),
+            (Extend { .. } | Raise { .. } | Release { .. }, Answer::Foreign) => Wire::Int(-1),
             (Inspect { .. } | Enlist { .. }, Answer::Seen(None)) | (Remove { .. }, Answer::Removed(None)) => {
                 Wire::Nil
             }
@@ -444,7 +721,7 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_but_the_exact_reply_is_an_answer() {
-        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_enlisted(), 1 => Just(b"$-1\r\n".to_vec())];
+        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_enlisted(), 2 => any_judged(), 1 => Just(b"$-1\r\n".to_vec())];
         let plain = [
             Answer::Granted,
             Answer::Denied,
@@ -457,8 +734,14 @@ pub(super) mod tests {
             Answer::Enlisted(None),
             Answer::Seen(None),
             Answer::Removed(None),
+            Answer::Accepted,
+            Answer::Raised,
+            Answer::Voted(Fence::new(3)),
+            Answer::Busy(Fence::new(3)),
+            Answer::Enrolled(Fence::new(3)),
         ];
-        random::check(8192, &(select(commands().to_vec()), replies), |(command, reply)| {
+        let all = [commands(), strict_commands()].concat();
+        random::check(8192, &(select(all), replies), |(command, reply)| {
             // What is no RESP ends the connection.
             let Ok(reply) = redis::parse_redis_value(&reply) else { return Ok(()) };
             match decode(&command, reply.clone()) {

@@ -1,0 +1,36 @@
+-- Has another script carried out, and says whether the answer counts by the rules of the strict kinds of locks: the two happen
+-- in one step, so that nothing is forgotten in between. It stands behind that script, which is the function `carry_out`.
+--
+-- KEYS[last]    the marker of the namespace
+-- ARGV[last-3]  the process that the client takes this server for; '' if it does not know
+-- ARGV[last-2]  what the clients of the namespace have agreed on: the fingerprint of their nodes
+-- ARGV[last-1]  and the longest ttl that they ask for, in milliseconds
+-- ARGV[last]    the ttl that is asked for now; 0 if none is; '' if the script only takes away what is the client's own
+--
+-- Returns 1 or 0 for whether the answer counts, and what the script returns. Where clients have agreed on other rules it answers
+-- with an error, and nothing is done, unless it only takes away.
+
+local marker = { key = table.remove(KEYS) }
+local ttl = table.remove(ARGV)
+local max_ttl = table.remove(ARGV)
+local nodes = table.remove(ARGV)
+local process = table.remove(ARGV)
+local fields = redis.call('HMGET', marker.key, 'process', 'nodes', 'max_ttl', 'high_water', 'floor')
+local counts = 0
+
+if fields[1] and fields[1] == process then
+  if fields[2] == nodes and fields[3] == max_ttl then
+    counts = 1
+  elseif ttl ~= '' then
+    return redis.error_reply('OTHERRULES clients of this namespace name other nodes, or another max_ttl')
+  end
+end
+
+if ttl ~= '' and tonumber(ttl) > tonumber(max_ttl) then
+  return redis.error_reply('OTHERRULES the ttl is above the max_ttl')
+end
+
+marker.high_water = fields[4] or '0'
+marker.floor = fields[5] or '0'
+
+return { counts, carry_out(KEYS, ARGV, marker) }
