@@ -167,12 +167,16 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
     vec(prop_oneof![30 => step, 1 => hand_over(), 1 => enrolment()], 1..40).prop_map(|parts| parts.concat())
 }
 
-/// The server begins to count for fences, which takes two commands that agree.
+/// The server begins to count for fences, and is asked for one, which takes commands that agree.
 fn enrolment() -> impl Strategy<Value = Vec<Step>> {
-    (key(), nonce(), fence(), pact(), any::<bool>()).prop_map(|(key, nonce, floor, pact, in_full)| {
+    let of = (key(), value(), ttl(), nonce());
+    (of, fence(), pact(), any::<bool>()).prop_map(|((key, value, ttl, nonce), floor, pact, in_full)| {
         let observe = Command::Observe { key: key.clone(), nonce, pact, overrules: true };
-        let enrol = Command::Enrol { key, nonce, floor, pact };
-        [observe, enrol].map(|command| Step::Act(Act::Ask { in_full, command })).to_vec()
+        let enrol = Command::Enrol { key: key.clone(), nonce, floor, pact };
+        let fence = floor.next();
+        let propose = Command::Propose { key: key.clone(), value: value.clone(), ttl, fence, pact };
+        let raise = Command::Raise { key, value, fence: fence.next(), pact };
+        [observe, enrol, propose, raise].map(|command| Step::Act(Act::Ask { in_full, command })).to_vec()
     })
 }
 
