@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 #[cfg(feature = "redis")]
 use crate::clock::SystemClock;
-use crate::driver::{Doors, Sleepers};
+use crate::driver::Doors;
 use crate::entropy::Entropy;
 #[cfg(feature = "redis")]
 use crate::entropy::SystemEntropy;
@@ -32,12 +32,14 @@ use crate::protocol::admission::Admission;
 use crate::protocol::admission::RestartProtection;
 #[cfg(feature = "redis")]
 use crate::protocol::command::Waiter;
+use crate::protocol::enrolment::FencesAfterLoss;
 #[cfg(feature = "redis")]
 use crate::protocol::quorum::Quorum;
 use crate::protocol::settings::{Renewal, Terms, Wishes, check_namespace, check_signature, check_wait};
 use crate::protocol::time::Drift;
 use crate::protocol::wait::{Backoff, WakeBy};
 use crate::redlock::{Core, DEFAULT_NAMESPACE, DEFAULT_WAIT, Redlock};
+use crate::switchboard::Switchboard;
 
 /// Nodes and settings, checked together when [`connect`](RedlockBuilder::connect)ed: a setting that does not fit is
 /// an error that names the field, its value and the bound, before anything is sent.
@@ -77,6 +79,7 @@ pub struct RedlockBuilder {
     max_waiters: usize,
     restart_protection: RestartProtection,
     connect_timeout: Duration,
+    fences_after_loss: FencesAfterLoss,
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     allows_eviction: bool,
 }
@@ -112,6 +115,7 @@ impl RedlockBuilder {
             max_waiters: usize::MAX,
             restart_protection: RestartProtection::default(),
             connect_timeout: Duration::from_secs(2),
+            fences_after_loss: FencesAfterLoss::default(),
             allows_eviction: false,
         }
     }
@@ -263,6 +267,13 @@ impl RedlockBuilder {
         self
     }
 
+    /// What becomes of [fences](crate::Fence) when more nodes have lost their memory than leave a majority that remembers them:
+    /// by default, [the wall clock stands in](FencesAfterLoss::WaitForAll) once all nodes have answered.
+    pub fn fences_after_loss(mut self, policy: FencesAfterLoss) -> Self {
+        self.fences_after_loss = policy;
+        self
+    }
+
     /// Lets [fenced mutexes](Redlock::fenced_mutex) and [elections](Redlock::election) use servers that may evict keys to make
     /// room: those whose `maxmemory-policy` is not `noeviction` although there is a `maxmemory`. By default such a server is
     /// asked for none, since it may throw away a lock that is held, and goes on to count. Plain mutexes are only warned of in the
@@ -373,8 +384,8 @@ impl RedlockBuilder {
         if let Some(holder) = &self.holder {
             check_signature(holder, None)?;
         }
-        let sleepers = Arc::new(Sleepers::default());
-        let bell: Arc<dyn Bell> = sleepers.clone();
+        let switchboard = Arc::new(Switchboard::default());
+        let bell: Arc<dyn Bell> = switchboard.clone();
         match &self.source {
             Source::Memory(nodes) => {
                 let names = (0..nodes.len()).map(|node| format!("memory-{node}").into()).collect();
@@ -382,7 +393,7 @@ impl RedlockBuilder {
                 let runtime = runtime()?;
                 let (holder, MemoryDoors { nodes, clock, entropy, client }) =
                     nodes.connect(self.holder.as_deref(), &bell);
-                let doors = open_doors(&runtime, nodes, (clock, entropy), sleepers);
+                let doors = open_doors(&runtime, nodes, (clock, entropy), switchboard);
                 Ok((self.open(doors, terms, holder, Some(client)), Reached::default()))
             }
             #[cfg(feature = "redis")]
@@ -411,7 +422,7 @@ impl RedlockBuilder {
                 };
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts, &client, admission);
                 let reached = Reached { states, names, patience, grace: timeouts.node };
-                let doors = open_doors(&runtime()?, nodes.into(), (clock, entropy), sleepers);
+                let doors = open_doors(&runtime()?, nodes.into(), (clock, entropy), switchboard);
                 Ok((self.open(doors, terms, holder, None), reached))
             }
             #[cfg(not(feature = "redis"))]
@@ -423,7 +434,7 @@ impl RedlockBuilder {
         // A mutex may ask for another ttl, but the bound on it stays what it was for all.
         let max_ttl = self.wishes.max_ttl.or(Some(self.wishes.ttl));
         let wishes = Wishes { max_ttl, ..self.wishes };
-        let waits = (self.wait, self.max_waiters);
+        let waits = (self.wait, self.max_waiters, self.fences_after_loss);
         Redlock::open(Core::new(doors, wishes, terms, waits, holder, client), &self.namespace)
     }
 }
@@ -523,11 +534,11 @@ pub(crate) fn open_doors(
     runtime: &Handle,
     nodes: Box<[Arc<dyn Node>]>,
     (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>),
-    sleepers: Arc<Sleepers>,
+    switchboard: Arc<Switchboard>,
 ) -> Doors {
     let keeper = Arc::new(Keeper::default());
     runtime.spawn(keeper.clone().run(clock.clone()));
-    Doors { nodes, clock, entropy, keeper, sleepers }
+    Doors { nodes, clock, entropy, keeper, switchboard, runtime: runtime.clone() }
 }
 
 #[cfg(feature = "redis")]

@@ -13,6 +13,9 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Completes when `moment` has come, for [`Instant::NEVER`] never.
     fn sleep_until(&self, moment: Instant) -> Sleep;
+
+    /// What a wall clock showed, in microseconds since 1970, when this one was at its origin. No validity rests on it.
+    fn wall_clock_at_origin(&self) -> u64;
 }
 
 /// A wait.
@@ -31,6 +34,12 @@ impl Clock for SystemClock {
     fn sleep_until(&self, moment: Instant) -> Sleep {
         let clock = *self;
         Box::pin(look_again_until(moment, move || clock.now()))
+    }
+
+    fn wall_clock_at_origin(&self) -> u64 {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let micros = since_1970.map_or(0, |span| u64::try_from(span.as_micros()).unwrap_or(u64::MAX));
+        micros.saturating_sub(self.now().as_nanos() / 1_000)
     }
 }
 
@@ -79,6 +88,10 @@ pub struct RuntimeClock {
 }
 
 impl RuntimeClock {
+    /// What nodes in memory call the time at which their clocks begin: so late that one can jump back by decades, and always
+    /// the same, since what a test sees must not depend on when it runs.
+    pub(crate) const BEGIN: Instant = Instant::from_nanos(1 << 62);
+
     /// A clock that starts now.
     pub fn new() -> Self {
         RuntimeClock { origin: tokio::time::Instant::now() }
@@ -107,6 +120,10 @@ impl Clock for RuntimeClock {
                 None => std::future::pending().await,
             }
         })
+    }
+
+    fn wall_clock_at_origin(&self) -> u64 {
+        RuntimeClock::BEGIN.as_nanos() / 1_000
     }
 }
 
@@ -140,6 +157,10 @@ impl Clock for SuspendableClock {
     fn sleep_until(&self, moment: Instant) -> Sleep {
         let clock = self.clone();
         Box::pin(look_again_until(moment, move || clock.now()))
+    }
+
+    fn wall_clock_at_origin(&self) -> u64 {
+        self.awake.wall_clock_at_origin()
     }
 }
 

@@ -9,21 +9,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::keeper::Keeper;
-use crate::node::{Bell, Listener, Node, Reply, Watcher};
+use crate::node::{Listener, Node, Reply, Watcher};
 use crate::protocol::claim::{Action, Claim, Event, ExtensionFailure, Failure, Notice, Phase, Ticket};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex};
+use crate::protocol::fence::Fence;
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::report::Report;
 use crate::protocol::round::{Round, RoundId};
 use crate::protocol::settings::Terms;
 use crate::protocol::time::{Instant, Ttl};
 use crate::queue::{Debt, Place};
+use crate::registrar::Registrar;
+use crate::switchboard::Switchboard;
 use crate::sync::lock;
 
 /// The doors to the world, shared by all claims of one deployment.
@@ -32,7 +36,9 @@ pub(crate) struct Doors {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) keeper: Arc<Keeper>,
-    pub(crate) sleepers: Arc<Sleepers>,
+    pub(crate) switchboard: Arc<Switchboard>,
+    /// On which all tasks of the client live.
+    pub(crate) runtime: Handle,
 }
 
 impl Doors {
@@ -69,13 +75,15 @@ impl Sleepers {
     }
 }
 
-impl Bell for Sleepers {
-    fn ring(&self, node: NodeIndex, key: &Key) -> bool {
+impl Sleepers {
+    /// It is somebody's turn. False if nobody waits for the resource any more.
+    pub(crate) fn wake(&self, node: NodeIndex, key: &Key) -> bool {
         let sleeper = lock(&self.0).get(key).and_then(Weak::upgrade);
         sleeper.inspect(|live| live.feed(Event::Woken { node })).is_some()
     }
 
-    fn ring_all(&self) {
+    /// Whoever waits may have been passed over.
+    pub(crate) fn look_again(&self) {
         let sleepers: Vec<_> = lock(&self.0).values().filter_map(Weak::upgrade).collect();
         sleepers.iter().for_each(|live| live.feed(Event::LookAgain));
     }
@@ -85,6 +93,8 @@ impl Bell for Sleepers {
 pub(crate) struct Live {
     key: Key,
     pub(crate) doors: Arc<Doors>,
+    /// Of the namespace, if the lock is of a strict kind.
+    registrar: Option<Arc<Registrar>>,
     pub(crate) number: u64,
     /// Events that nobody has taken in yet.
     mail: Mutex<VecDeque<Event>>,
@@ -137,13 +147,14 @@ impl Live {
     pub(crate) fn new(
         doors: Arc<Doors>,
         key: Key,
-        claim: Claim,
+        (claim, registrar): (Claim, Option<Arc<Registrar>>),
         (place, debt): (Place, Option<Debt>),
     ) -> Arc<Self> {
         let number = doors.keeper.next_number();
         Arc::new(Live {
             key,
             doors,
+            registrar,
             number,
             mail: Mutex::default(),
             valid_until: AtomicU64::new(0),
@@ -229,7 +240,7 @@ impl Live {
                 Action::Send { node, round, command } => {
                     if matches!(command, Command::Enlist { .. }) && !stage.sleeps {
                         stage.sleeps = true;
-                        self.doors.sleepers.enter(self);
+                        self.doors.switchboard.sleepers.enter(self);
                     }
                     self.send(node, round, command);
                 }
@@ -304,7 +315,7 @@ impl Live {
 
     fn has_ceased_to_compete(&self, stage: &mut Stage, phase: Phase) {
         if std::mem::take(&mut stage.sleeps) {
-            self.doors.sleepers.leave(&self.key);
+            self.doors.switchboard.sleepers.leave(&self.key);
         }
         match stage.debt.take() {
             Some(debt) if phase == Phase::Held => debt.forgive(),
@@ -376,6 +387,15 @@ impl Live {
         self.told.notified()
     }
 
+    /// The fence that was won with the lock, if it is of a kind that has one.
+    pub(crate) fn fence(self: &Arc<Self>) -> Option<Fence> {
+        let fence = self.on_stage(|stage| stage.claim.fence())?;
+        if let Some(registrar) = &self.registrar {
+            registrar.meet(self.now(), fence);
+        }
+        Some(fence)
+    }
+
     pub(crate) fn votes(self: &Arc<Self>) -> Option<Report> {
         self.on_stage(|stage| stage.claim.votes())
     }
@@ -424,6 +444,10 @@ impl Watcher for Live {
 
 impl Listener for Live {
     fn hear(self: Arc<Self>, round: RoundId, node: NodeIndex, answer: Answer) {
+        let answer = match &self.registrar {
+            Some(registrar) => registrar.hear_vote(self.now(), node, answer),
+            None => answer,
+        };
         self.feed(Event::Answer { round, node, answer });
     }
 }
@@ -500,6 +524,15 @@ pub(crate) async fn release(live: &Arc<Live>) -> (ReleaseOutcome, Report) {
 
 /// Asks all nodes the same, outside of any claim, and waits for all of them, at most for the node timeout.
 pub(crate) async fn survey(doors: &Doors, terms: &Terms, question: &Command) -> Round {
+    survey_each(doors, terms, |_| question.clone()).await
+}
+
+/// The same, with a question to each.
+pub(crate) async fn survey_each(
+    doors: &Doors,
+    terms: &Terms,
+    question: impl Fn(NodeIndex) -> Command,
+) -> Round {
     let now = doors.clock.now();
     let survey = Arc::new(Survey {
         round: Mutex::new(Round::to_all(RoundId(0), terms.quorum, now, terms.node_timeout)),
@@ -507,7 +540,7 @@ pub(crate) async fn survey(doors: &Doors, terms: &Terms, question: &Command) -> 
         complete: Notify::new(),
     });
     for (node, door) in doors.nodes.iter().enumerate() {
-        door.submit(question.clone(), Reply::new(survey.clone(), RoundId(0), node));
+        door.submit(question(node), Reply::new(survey.clone(), RoundId(0), node));
     }
     let mut deadline = pin!(doors.clock.sleep_until(now + terms.node_timeout));
     loop {

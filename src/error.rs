@@ -39,7 +39,7 @@ pub enum AcquireError {
     /// [`diagnose`](crate::Redlock::diagnose) says why each of them waits, and
     /// [`restart_protection`](crate::RedlockBuilder::restart_protection) has the rules.
     NotReady {
-        /// How long from now until enough nodes vote.
+        /// How long from now until enough nodes vote; `Duration::MAX` if nobody knows.
         votes_in: Duration,
         /// What each node said.
         report: Box<Report>,
@@ -79,9 +79,12 @@ impl fmt::Display for AcquireError {
                 with_report(f, "no majority of the nodes answered", Some(report))
             }
             AcquireError::NotReady { votes_in, report } => {
-                let what = format!(
-                    "nodes that were started a short while ago may have forgotten a lock: a majority votes in {votes_in:.1?}"
-                );
+                let when = match *votes_in {
+                    Duration::MAX => "it is not known when a majority votes".to_owned(),
+                    votes_in => format!("a majority votes in {votes_in:.1?}"),
+                };
+                let what =
+                    format!("nodes that were started a short while ago may have forgotten a lock: {when}");
                 with_report(f, &what, Some(report))
             }
             AcquireError::TooLate(report) => with_report(f, "acquired too late to be valid", Some(report)),
@@ -300,6 +303,49 @@ impl std::error::Error for InspectError {
 impl From<SettingsError> for InspectError {
     fn from(error: SettingsError) -> Self {
         InspectError::Settings(error)
+    }
+}
+
+/// Why an operator's word about the nodes did not reach enough of them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EnrolError {
+    /// Fewer nodes answered than make a majority, or they do not say which process they are (`INFO` is forbidden). Where it was
+    /// heard it holds.
+    NoQuorum(Box<Report>),
+    /// Clients of the namespace have agreed on other nodes, another order of them, or another
+    /// [`max_ttl`](crate::RedlockBuilder::max_ttl). Nothing was done. Use the same, or
+    /// [`reconfigure`](crate::Redlock::reconfigure).
+    OtherRules(Box<Report>),
+    /// A setting was refused, before anything was sent.
+    Settings(SettingsError),
+}
+
+impl fmt::Display for EnrolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EnrolError::NoQuorum(report) => with_report(f, "no majority of the nodes answered", Some(report)),
+            EnrolError::OtherRules(report) => {
+                let what = "clients of this namespace have agreed on other nodes or another max_ttl";
+                with_report(f, what, Some(report))
+            }
+            EnrolError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for EnrolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            EnrolError::Settings(error) => Some(error),
+            EnrolError::NoQuorum(_) | EnrolError::OtherRules(_) => None,
+        }
+    }
+}
+
+impl From<SettingsError> for EnrolError {
+    fn from(error: SettingsError) -> Self {
+        EnrolError::Settings(error)
     }
 }
 

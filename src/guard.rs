@@ -1,12 +1,14 @@
 //! A lock that is held, and views of it.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::driver::{self, Live};
 use crate::error::{ExtendError, NotHeld, WithinError, with_report};
 use crate::protocol::claim::ExtensionFailure;
+use crate::protocol::fence::Fence;
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::report::Report;
 use crate::protocol::settings::Terms;
@@ -51,6 +53,22 @@ pub struct Guard {
 impl Guard {
     pub(crate) fn new(live: Arc<Live>, terms: Arc<Terms>) -> Self {
         Guard { live, terms }
+    }
+
+    /// The fence that came with the lock, if it is of a kind that has one.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        self.live.fence()
+    }
+
+    /// Does something until the lock is lost: `None` if it was.
+    pub(crate) async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let done = tokio::select! {
+            biased;
+            () = self.lost() => None,
+            done = work => Some(done),
+        };
+        // The work may have kept the runtime busy until long after the end.
+        done.filter(|_| self.is_valid())
     }
 
     /// How long the holder may go on if nothing is extended: zero once the lock is lost. Local, no IO.
@@ -385,25 +403,34 @@ mod tests {
     use super::*;
     use crate::builder::open_doors;
     use crate::clock::SuspendableClock;
-    use crate::driver::Sleepers;
     use crate::memory::{MemoryDoors, MemoryNodes};
     use crate::node::Bell;
+    use crate::protocol::enrolment::FencesAfterLoss;
     use crate::protocol::settings::Wishes;
     use crate::redlock::{Core, DEFAULT_NAMESPACE, Redlock};
+    use crate::switchboard::Switchboard;
 
     const TTL: Duration = Duration::from_secs(10);
 
     /// A client on a machine of its own; the nodes are elsewhere, and stay awake.
     fn a_client_that_may_sleep(nodes: &MemoryNodes) -> (Redlock, SuspendableClock) {
         let clock = SuspendableClock::new();
-        let sleepers = Arc::new(Sleepers::default());
-        let bell: Arc<dyn Bell> = sleepers.clone();
+        let switchboard = Arc::new(Switchboard::default());
+        let bell: Arc<dyn Bell> = switchboard.clone();
         let (holder, MemoryDoors { nodes: connections, entropy, .. }) = nodes.connect(Some("laptop"), &bell);
-        let doors = open_doors(&Handle::current(), connections, (Arc::new(clock.clone()), entropy), sleepers);
+        let doors =
+            open_doors(&Handle::current(), connections, (Arc::new(clock.clone()), entropy), switchboard);
         let names = (0..nodes.len()).map(|node| node.to_string().into()).collect();
         let wishes = Wishes { ttl: TTL, ..Wishes::default() };
         let terms = wishes.check(&names).expect("settings that fit");
-        let core = Core::new(doors, wishes, terms, (Some(TTL), usize::MAX), holder, None);
+        let core = Core::new(
+            doors,
+            wishes,
+            terms,
+            (Some(TTL), usize::MAX, FencesAfterLoss::default()),
+            holder,
+            None,
+        );
         (Redlock::open(core, DEFAULT_NAMESPACE), clock)
     }
 

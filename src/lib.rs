@@ -50,6 +50,7 @@ mod builder;
 mod diagnose;
 mod driver;
 mod error;
+mod fenced;
 mod guard;
 mod inspect;
 mod keeper;
@@ -57,6 +58,8 @@ mod memory;
 mod mutex;
 mod queue;
 mod redlock;
+mod registrar;
+mod switchboard;
 mod sync;
 
 #[cfg(feature = "sim")]
@@ -95,9 +98,10 @@ pub mod protocol;
 pub use builder::RedlockBuilder;
 pub use diagnose::{Diagnosis, Finding, NodeDiagnosis, Severity};
 pub use error::{
-    AcquireError, ConnectError, ExtendError, Held, InspectError, NotHeld, RunError, SettingsError,
-    WithinError,
+    AcquireError, ConnectError, EnrolError, ExtendError, Held, InspectError, NotHeld, RunError,
+    SettingsError, WithinError,
 };
+pub use fenced::{FencedGuard, FencedMutex};
 pub use guard::{Guard, Release, Watch};
 pub use inspect::Inspection;
 pub use memory::{FaultKind, FaultPlan, Faults, MemoryNodes};
@@ -106,6 +110,8 @@ pub use node::memory::{Partition, Skew};
 #[cfg(feature = "redis")]
 pub use node::redis::NodeConfig;
 pub use protocol::admission::RestartProtection;
+pub use protocol::enrolment::FencesAfterLoss;
+pub use protocol::fence::Fence;
 pub use protocol::release::ReleaseOutcome;
 pub use protocol::report::{NodeReport, Report};
 pub use protocol::settings::Renewal;

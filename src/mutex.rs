@@ -56,6 +56,8 @@ pub struct Mutex {
     wait: Option<Duration>,
     max_waiters: usize,
     metadata: Option<String>,
+    /// It is to be won with a fence, from nodes that judge themselves.
+    is_strict: bool,
     /// What the settings come to, once they were found good.
     request: OnceLock<Request>,
 }
@@ -64,7 +66,12 @@ impl Mutex {
     pub(crate) fn new(core: Arc<Core>, namespace: Arc<str>, resource: &[u8]) -> Self {
         let (wait, max_waiters, resource) = (core.wait, core.max_waiters, resource.to_vec());
         let (wishes, metadata, request) = (None, None, OnceLock::new());
-        Mutex { core, namespace, resource, wishes, wait, max_waiters, metadata, request }
+        let is_strict = false;
+        Mutex { core, namespace, resource, wishes, wait, max_waiters, metadata, is_strict, request }
+    }
+
+    pub(crate) fn by_strict_rules(self) -> Self {
+        Mutex { is_strict: true, ..self }
     }
 
     fn wish(mut self, change: impl FnOnce(&mut Wishes)) -> Self {
@@ -431,7 +438,11 @@ impl Mutex {
         if debt.is_none() && place.is_polite(self.core.doors.clock.now()) {
             claim = claim.letting_others_pass();
         }
-        let live = Live::new(self.core.doors.clone(), key, claim, (place, debt));
+        let registrar = self.is_strict.then(|| self.core.registrar(&self.namespace));
+        if let Some(registrar) = &registrar {
+            claim = claim.of_kind(registrar.kind());
+        }
+        let live = Live::new(self.core.doors.clone(), key, (claim, registrar), (place, debt));
         let won = tokio::select! {
             biased;
             () = self.core.closed() => return Err(AcquireError::Closed),
@@ -451,7 +462,9 @@ impl Mutex {
                     Why::Held { by } => AcquireError::Held(Box::new(Held::remotely(by, report))),
                     Why::NoQuorum => AcquireError::NoQuorum(Box::new(report)),
                     Why::NotReady { at } => {
-                        AcquireError::NotReady { votes_in: at.since(live.now()), report: Box::new(report) }
+                        let is_known = at < Instant::NEVER;
+                        let votes_in = if is_known { at.since(live.now()) } else { Duration::MAX };
+                        AcquireError::NotReady { votes_in, report: Box::new(report) }
                     }
                     Why::TooLate => AcquireError::TooLate(Box::new(report)),
                 })
@@ -469,13 +482,7 @@ struct Request {
 }
 
 async fn run_under<T>(guard: Guard, work: impl AsyncFnOnce(&Guard) -> T) -> Result<T, RunError> {
-    let done = tokio::select! {
-        biased;
-        () = guard.lost() => None,
-        done = work(&guard) => Some(done),
-    };
-    // The work may have kept the runtime busy until long after the end.
-    let done = done.filter(|_| guard.is_valid());
+    let done = guard.unless_lost(work(&guard)).await;
     let _ = guard.release().await;
     done.ok_or(RunError::Lost)
 }
@@ -532,7 +539,7 @@ mod tests {
     async fn nobody_is_remembered_who_does_not_wait_any_more() {
         let nodes = MemoryNodes::new(3);
         let (holder, other) = (nodes.redlock().mutex("a"), nodes.redlock().mutex("a"));
-        let sleepers = || other.core.doors.sleepers.len();
+        let sleepers = || other.core.doors.switchboard.sleepers.len();
         for ending in ["given up", "dropped", "won"] {
             let guard = holder.acquire().await.expect("free");
             let mutex = other.clone().wait(Duration::from_millis(300));

@@ -101,9 +101,10 @@ pub trait Bell: Send + Sync + 'static {
     /// turn. Called from any thread, and must not block.
     fn ring(&self, node: NodeIndex, key: &Key) -> bool;
 
-    /// A node is connected again, and may have passed over whoever waits here. Nobody says that anything is free.
+    /// A node was connected. If it was away before, it may have passed over whoever waits here, and may have forgotten
+    /// something; nobody says that anything is free.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
-    fn ring_all(&self);
+    fn connected(&self, node: NodeIndex);
 }
 
 /// Where the answers to a round are heard.

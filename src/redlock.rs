@@ -12,12 +12,18 @@ use crate::diagnose::Diagnosis;
 use crate::driver::{self, Doors};
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
+use crate::error::EnrolError;
+use crate::fenced::FencedMutex;
 use crate::memory::MemoryClient;
 use crate::mutex::Mutex;
-use crate::protocol::command::{Command, Key, Signature};
+use crate::protocol::command::{Answer, Command, Key, Signature};
+use crate::protocol::enrolment::FencesAfterLoss;
 use crate::protocol::release::ReleaseOutcome;
-use crate::protocol::settings::{Terms, Wishes};
+use crate::protocol::report::Report;
+use crate::protocol::round::Round;
+use crate::protocol::settings::{Terms, Wishes, check_namespace};
 use crate::queue::Places;
+use crate::registrar::{self, Registrar};
 
 pub(crate) const DEFAULT_NAMESPACE: &str = "redlock";
 
@@ -59,6 +65,8 @@ pub(crate) struct Core {
     pub(crate) max_waiters: usize,
     pub(crate) holder: String,
     pub(crate) signature: Signature,
+    /// When the wall clock may stand in for what nodes have forgotten of fences.
+    reseed: FencesAfterLoss,
     /// Which client of in-memory nodes this is, if it is one.
     client: Option<MemoryClient>,
     closed: AtomicBool,
@@ -70,7 +78,7 @@ impl Core {
         doors: Doors,
         wishes: Wishes,
         terms: Terms,
-        (wait, max_waiters): (Option<Duration>, usize),
+        (wait, max_waiters, reseed): (Option<Duration>, usize, FencesAfterLoss),
         holder: String,
         client: Option<MemoryClient>,
     ) -> Self {
@@ -83,6 +91,7 @@ impl Core {
             max_waiters,
             signature: Signature::new(&holder, None),
             holder,
+            reseed,
             client,
             closed: AtomicBool::new(false),
             closing: Notify::new(),
@@ -91,6 +100,12 @@ impl Core {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Who sees to it that nodes count for the strict kinds of locks of a namespace.
+    pub(crate) fn registrar(&self, namespace: &Arc<str>) -> Arc<Registrar> {
+        let reseed = self.reseed.of(self.doors.clock.wall_clock_at_origin());
+        self.doors.switchboard.registrar(&self.doors, namespace, (&self.terms, reseed))
     }
 
     /// Completes when the deployment is shut down.
@@ -157,6 +172,79 @@ impl Redlock {
     /// [`Mutex`].
     pub fn mutex(&self, resource: impl AsRef<[u8]>) -> Mutex {
         Mutex::new(self.core.clone(), self.namespace.clone(), resource.as_ref())
+    }
+
+    /// Describes a lock on `resource` that comes with a [`Fence`](crate::Fence). Nothing is sent: see [`FencedMutex`].
+    pub fn fenced_mutex(&self, resource: impl AsRef<[u8]>) -> FencedMutex {
+        FencedMutex::new(self.mutex(resource))
+    }
+
+    /// An operator's word that nothing is held in this namespace: nodes that do not count for
+    /// [fenced mutexes](Redlock::fenced_mutex) do so at once, instead of after the
+    /// [`max_ttl`](crate::RedlockBuilder::max_ttl). For a deployment that is new, or that was all lost and whose holders are
+    /// known to be gone. Nodes that count already stay as they are; one that is away comes to count by itself later.
+    ///
+    /// **If somebody does hold, two will.** Fences go on above those that are remembered by enough nodes, else above the wall
+    /// clock of this machine.
+    ///
+    /// # Errors
+    ///
+    /// [`EnrolError::NoQuorum`] if too few nodes could be told, [`EnrolError::OtherRules`] if clients of the namespace have
+    /// agreed on other nodes or another `max_ttl`, [`EnrolError::Settings`] for a namespace that is refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, some nodes may count already. Say it again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nodes = redlock_quorum::MemoryNodes::new(3);
+    /// # let redlock = nodes.redlock();
+    /// let report = redlock.bootstrap().await?;
+    /// println!("{report:#}"); // node by node
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn bootstrap(&self) -> Result<Report, EnrolError> {
+        check_namespace(&self.namespace)?;
+        let registrar = self.core.registrar(&self.namespace);
+        let round = registrar.bootstrap(&self.core.doors).await;
+        self.enrolled(&round, |answer| matches!(answer, Answer::Enrolled(_)))
+    }
+
+    /// An operator's word that the nodes and the [`max_ttl`](crate::RedlockBuilder::max_ttl) of this client are those of the
+    /// namespace from now on, whatever its clients have agreed on before: for a change of the nodes. Clients with others are
+    /// refused by the nodes that were told, what they hold cannot be extended there, and after the `max_ttl` these nodes
+    /// count again, for the new rules. Fences stay above those that were granted.
+    ///
+    /// If the `max_ttl` becomes shorter, say it when all that was acquired with the longer one is over.
+    ///
+    /// # Errors
+    ///
+    /// As [`bootstrap`](Redlock::bootstrap), without [`EnrolError::OtherRules`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, some nodes may have been told. Say it again.
+    pub async fn reconfigure(&self) -> Result<Report, EnrolError> {
+        check_namespace(&self.namespace)?;
+        let registrar = self.core.registrar(&self.namespace);
+        tracing::warn!(namespace = %self.namespace, "the rules for fences are set anew");
+        let round = registrar.reconfigure(&self.core.doors).await;
+        self.enrolled(&round, |answer| matches!(answer, Answer::Enrolled(_) | Answer::Observed(_)))
+    }
+
+    fn enrolled(&self, round: &Round, is_done: impl Fn(&Answer) -> bool) -> Result<Report, EnrolError> {
+        let terms = &self.core.terms;
+        let report = round.report(terms);
+        if registrar::is_refused(round) {
+            Err(EnrolError::OtherRules(Box::new(report)))
+        } else if round.count(is_done) < terms.quorum.majority() {
+            Err(EnrolError::NoQuorum(Box::new(report)))
+        } else {
+            Ok(report)
+        }
     }
 
     /// Looks at the nodes: which of them vote, which do not and why, who answers, and what is found wrong or worth knowing,

@@ -340,7 +340,7 @@ impl Bell for Ring {
         true
     }
 
-    fn ring_all(&self) {}
+    fn connected(&self, _: NodeIndex) {}
 }
 
 /// What they are sent by the store.

@@ -16,8 +16,19 @@ const LAYERS: [(&str, &[&str], &[&str]); 4] = [
     ("simulator", &["sim", "sim.rs"], &["sim", "node", "entropy", "protocol"]),
     (
         "shell",
-        &["driver.rs", "keeper.rs", "queue.rs"],
-        &["protocol", "node", "clock", "entropy", "driver", "keeper", "queue", "sync"],
+        &["driver.rs", "keeper.rs", "queue.rs", "registrar.rs", "switchboard.rs"],
+        &[
+            "protocol",
+            "node",
+            "clock",
+            "entropy",
+            "driver",
+            "keeper",
+            "queue",
+            "registrar",
+            "switchboard",
+            "sync",
+        ],
     ),
 ];
 

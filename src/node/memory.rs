@@ -14,6 +14,8 @@ use super::owed::Owed;
 use super::{Bell, Listener, Node, Reply};
 use crate::clock::{Clock, RuntimeClock};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex, Unknown, Value, Waiter};
+use crate::protocol::fence::Fence;
+use crate::protocol::marker::{Process, Rules};
 use crate::protocol::round::RoundId;
 use crate::protocol::store::{Messenger, Store};
 use crate::protocol::time::Instant;
@@ -68,6 +70,8 @@ pub(crate) struct MemoryNode {
 struct State {
     store: Store,
     clock: NodeClock,
+    /// How often it was another process than before.
+    restarts: u64,
     condition: Condition,
     /// How much later than it is carried out a command is answered.
     delay: Duration,
@@ -149,12 +153,17 @@ impl Listener for Message {
 struct Desk<'a> {
     client: ClientNumber,
     connections: &'a [Connection],
+    process: Process,
     woken: Vec<(ClientNumber, Key)>,
 }
 
 impl Messenger for Desk<'_> {
     fn caller(&self) -> Option<&Waiter> {
         Some(&self.connections[self.client].waiter)
+    }
+
+    fn process(&self) -> Option<&Process> {
+        Some(&self.process)
     }
 
     fn wake(&mut self, waiter: &Waiter, key: &Key) -> bool {
@@ -210,6 +219,7 @@ impl MemoryNode {
     pub(crate) fn restart(self: &Arc<Self>, forgets: bool) {
         self.change(|state, now, heard| {
             state.stop(now, heard);
+            state.restarts += 1;
             if forgets {
                 state.store = Store::default();
             }
@@ -328,7 +338,12 @@ impl State {
 
     /// Does what a client asks, and sends the messages that come of it.
     fn apply(&mut self, client: ClientNumber, command: &Command, now: Instant) -> Answer {
-        let mut desk = Desk { client, connections: &self.connections, woken: Vec::new() };
+        let process = Process(self.restarts.to_string().into());
+        // What is as new as all that uses it has forgotten nothing.
+        if let (Rules::Strict(pact), 0) = (command.rules(), self.restarts) {
+            self.store.begin_to_count(command.key(), &process, Fence::NONE, pact);
+        }
+        let mut desk = Desk { client, connections: &self.connections, process, woken: Vec::new() };
         let answer = self.store.apply(self.clock.at(now), command, &mut desk);
         for (woken, key) in desk.woken {
             // A message is an answer that nobody asked for.
@@ -489,10 +504,9 @@ struct NodeClock {
 }
 
 impl Default for NodeClock {
-    /// At the true rate, and so late that it can jump back by decades.
+    /// At the true rate.
     fn default() -> Self {
-        const LATE: Instant = Instant::from_nanos(1 << 62);
-        NodeClock { since: Instant::from_nanos(0), said: LATE, parts_per_million: 0 }
+        NodeClock { since: Instant::from_nanos(0), said: RuntimeClock::BEGIN, parts_per_million: 0 }
     }
 }
 
@@ -583,7 +597,7 @@ mod tests {
             false
         }
 
-        fn ring_all(&self) {}
+        fn connected(&self, _: NodeIndex) {}
     }
 
     #[tokio::test(start_paused = true)]

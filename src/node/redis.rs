@@ -358,7 +358,6 @@ struct Abandoned;
 impl Actor {
     async fn run(mut self) {
         let mut failures = 0;
-        let mut is_first = true;
         loop {
             let state = match self.connect().await {
                 Err(Abandoned) => return,
@@ -379,9 +378,7 @@ impl Actor {
                     if let Err(reason) = link.wakes {
                         tracing::debug!(node = self.target.name(), reason, "does not wake who waits");
                     }
-                    if !std::mem::take(&mut is_first) {
-                        self.hearing.messages.connected_again();
-                    }
+                    self.hearing.messages.connected();
                     let run_id = link.run_id.clone();
                     self.hearing.watched.set_told(link.tells);
                     let ending = self.serve(link, standing).await;

@@ -38,7 +38,6 @@ use super::time::{Drift, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reseed {
     /// Nothing: it does not count until they do. Without a majority of the memories this needs somebody's word.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Quorum,
     /// If all the others answer, so that nobody can know more: what they know, and what the wall clock says, as below. While
     /// one is silent, nothing.
@@ -46,6 +45,36 @@ pub enum Reseed {
     /// What those know that answer, and what the wall clock says: the order of the fences then rests on it. With what the wall
     /// clock showed, in microseconds since 1970, when the clock of the protocol was at its origin.
     QuorumOrWallClock(u64),
+}
+
+/// What becomes of [fences](super::fence::Fence) when so many nodes have lost their memory that the others may not know the last
+/// one: when the wall clock stands in.
+///
+/// Fences are microseconds of wall clocks if nobody knows better, so a clock that did not go back is above all that were
+/// granted. One that did is not, and a store would refuse every holder until the clocks have caught up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FencesAfterLoss {
+    /// When all other nodes have answered, so that nobody can know more. While one is away that may know, nodes that have
+    /// forgotten stay out: it comes back, or an operator [says](crate::Redlock::bootstrap) that it does not.
+    #[default]
+    WaitForAll,
+    /// As soon as those that answer are too few. For deployments in which a node may be lost for good and nobody is there
+    /// to say so.
+    TrustTheClock,
+    /// Never: an operator has to say so.
+    WaitForAnOperator,
+}
+
+impl FencesAfterLoss {
+    /// With what the wall clock showed when the clock of the protocol was at its origin.
+    pub(crate) fn of(self, origin: u64) -> Reseed {
+        match self {
+            FencesAfterLoss::WaitForAll => Reseed::QuorumOrAll(origin),
+            FencesAfterLoss::TrustTheClock => Reseed::QuorumOrWallClock(origin),
+            FencesAfterLoss::WaitForAnOperator => Reseed::Quorum,
+        }
+    }
 }
 
 /// What one client knows of which nodes count, and does about the others.

@@ -101,7 +101,9 @@ impl NodeReport {
     /// It answered, so long after it was asked.
     pub(crate) fn new(name: &Arc<str>, asked_at: Instant, answer: &Answer, after: Duration) -> Self {
         let votes_in = match answer {
-            Answer::Waiting { counts_from, .. } => Some(counts_from.since(asked_at + after)),
+            Answer::Waiting { counts_from, .. } if *counts_from < Instant::NEVER => {
+                Some(counts_from.since(asked_at + after))
+            }
             _ => None,
         };
         NodeReport { name: name.clone(), said: Said::Answer(answer.clone()), after: Some(after), votes_in }
@@ -146,8 +148,8 @@ impl NodeReport {
         match (&self.said, self.after) {
             (Said::Answer(Answer::Unknown(unknown)), Some(after)) => format!("{unknown} after {after:.1?}"),
             (Said::Answer(Answer::Waiting { .. }), Some(after)) => {
-                let votes_in = self.votes_in.unwrap_or_default();
-                format!("waiting after a restart, votes in {votes_in:.1?}, answered after {after:.1?}")
+                let votes_in = self.votes_in.map_or(String::new(), |left| format!(" votes in {left:.1?},"));
+                format!("waiting after a restart,{votes_in} answered after {after:.1?}")
             }
             (said, Some(after)) => format!("{} after {after:.1?}", said.word()),
             (said, None) => said.word().to_owned(),

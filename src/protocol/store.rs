@@ -25,9 +25,7 @@ use std::time::Duration;
 
 use super::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Waiter, Wake};
 use super::fence::{Fence, highest_proposal};
-#[cfg(feature = "sim")]
-use super::marker::Nonce;
-use super::marker::{Marker, Pact, Process, Rules, Verdict};
+use super::marker::{Marker, Nonce, Pact, Process, Rules, Verdict};
 use super::time::{Instant, Ttl};
 use super::wait::LIST_LIVES;
 
@@ -416,12 +414,14 @@ impl Store {
         self.marker(key).high_water
     }
 
-    /// Lets a process count that has nothing to forget, in the namespace of a key.
-    #[cfg(feature = "sim")]
+    /// Lets a process count that has nothing to forget, in the namespace of a key; if nobody has looked at it before.
     pub fn begin_to_count(&mut self, key: &Key, process: &Process, floor: Fence, pact: Pact) {
         let marker = self.marker(key);
-        let nonce = marker.observe(process, Nonce(0), pact);
-        marker.enrol(process, nonce.expect("nobody has agreed on anything else"), floor, pact);
+        if *marker == Marker::default()
+            && let Some(nonce) = marker.observe(process, Nonce(0), pact)
+        {
+            marker.enrol(process, nonce, floor, pact);
+        }
     }
 
     /// Forgets the marker of the namespace of a key: as when an operator deletes it, or all keys.
@@ -469,8 +469,6 @@ impl Store {
 mod tests {
     use super::*;
     use crate::protocol::fence::FURTHEST_AHEAD;
-    #[cfg(not(feature = "sim"))]
-    use crate::protocol::marker::Nonce;
     use crate::protocol::quorum::Quorum;
 
     fn at(millis: u64) -> Instant {

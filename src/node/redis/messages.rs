@@ -109,7 +109,7 @@ impl Messages {
     }
 
     /// While there was no connection others may have been woken instead.
-    pub(super) fn connected_again(&self) {
-        self.bell.ring_all();
+    pub(super) fn connected(&self) {
+        self.bell.connected(self.node);
     }
 }
