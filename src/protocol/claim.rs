@@ -41,6 +41,10 @@ use super::wait::{LONGEST_SLEEP, Patience, WakeBy, fraction, second_half};
 /// How many ordered attempts settle a split vote before the claim rests like one that met a holder.
 const SPLITS: u32 = 8;
 
+/// So many of them in a row begin at the same node. There may stand a key that nobody holds by: of a client that died, or whose
+/// release was lost.
+const SPLITS_AT_A_NODE: u32 = 3;
+
 /// How soon a claim that leaves others a moment tries or looks again: then, or after a round trip where that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(2);
 
@@ -708,7 +712,7 @@ impl Claim {
             Look::Split if self.splits < SPLITS => {
                 self.splits += 1;
                 self.remember(Why::Held { by: None }, failed, &round);
-                let next = first_reachable(&round).map_or(Manner::Parallel, Manner::InOrder);
+                let next = first_to_ask(&round, self.splits).map_or(Manner::Parallel, Manner::InOrder);
                 let until = now + fraction(self.round_trip, jitter);
                 self.state = State::Resting { until, next: Next::Attempt(next) };
             }
@@ -1022,7 +1026,13 @@ fn refuse_extensions(hold: &mut Hold, out: &mut Vec<Action>) {
     }
 }
 
-/// The node that an ordered attempt asks first: the first in the configured order that answered at all.
-fn first_reachable(look: &Round) -> Option<NodeIndex> {
-    look.answers().position(|answer| matches!(answer, Some(Answer::Seen(_) | Answer::Enlisted(_))))
+/// The node that the so-many-th ordered attempt (from 1) asks first: of those that answered at all, in the configured order, the
+/// first one, and after some attempts in vain the next. Those who contend have failed about equally often, so they mostly agree.
+fn first_to_ask(look: &Round, splits: u32) -> Option<NodeIndex> {
+    let answers = look.answers().enumerate();
+    let answered =
+        answers.filter(|(_, answer)| matches!(answer, Some(Answer::Seen(_) | Answer::Enlisted(_))));
+    let answered: Vec<NodeIndex> = answered.map(|(node, _)| node).collect();
+    let turn = (splits.saturating_sub(1) / SPLITS_AT_A_NODE) as usize;
+    answered.get(turn % answered.len().max(1)).copied()
 }
