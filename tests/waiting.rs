@@ -146,6 +146,29 @@ async fn tasks_of_one_client_take_turns_and_ask_each_node_twice_for_each() {
 }
 
 #[tokio::test]
+async fn a_turn_is_handed_over_inside_of_a_client_without_waking_another() {
+    let scene = Scene::over(3).await;
+    let other = client(&scene.cluster).await;
+    let other = scene.waits(&other).await;
+    let mutex = scene.holder.mutex("job");
+    let next = tokio::spawn(async move { mutex.acquire().await });
+    // It waits in the local queue as soon as it has run.
+    tokio::task::yield_now().await;
+    forget_what_was_asked(&scene.cluster).await;
+    promptly(scene.guard.release()).await.ok().expect("held until now");
+    let guard = promptly(next).await.expect("no panic").expect("it is its turn");
+    assert!(!other.is_finished());
+    for server in &scene.cluster.servers {
+        assert_eq!((server.calls("publish").await, server.calls("set").await), (0, 1));
+    }
+    // Nobody is left here, so it is the other one's turn.
+    let released = Instant::now();
+    promptly(guard.release()).await.ok().expect("held until now");
+    let _guard = promptly(other).await.expect("no panic").expect("it is its turn");
+    assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+}
+
+#[tokio::test]
 async fn who_gives_up_leaves_the_lists_when_it_said_so() {
     const WAIT: Duration = Duration::from_millis(250);
     let scene = Scene::over(3).await;
