@@ -42,7 +42,8 @@ struct Turns {
 /// One resource, as long as somebody is at it.
 struct Turn {
     permit: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    /// The one that has the place, and those who wait for it. Whose turn it is has left the others, even before it has run.
+    present: AtomicUsize,
     state: Mutex<TurnState>,
 }
 
@@ -82,7 +83,7 @@ impl Drop for Debt {
 
 /// The place at a resource. When it is [given up](Place::give_up), or dropped, it is the next one's turn.
 ///
-/// The permit goes before the spot, which counts who is still there.
+/// The permit goes before the spot, which sees to it that nothing stays behind.
 pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
     spot: Spot,
@@ -103,16 +104,18 @@ impl Places {
     /// The place, if nobody has it or waits for it.
     pub(crate) fn try_enter(self: &Arc<Self>, key: &Key, now: Instant) -> Option<Place> {
         let spot = self.arrive(key, now);
+        let presence = Presence::begin(spot.turn(), 0).ok()?;
         let permit = spot.turn().permit.clone().try_acquire_owned().ok()?;
+        presence.lasts_as_long_as_the_place();
         Some(Place { permit: Some(permit), spot })
     }
 
     /// The place, when it is this caller's turn. Dropped while waiting, nobody's turn is lost.
     pub(crate) async fn enter(self: &Arc<Self>, key: &Key, now: Instant, most: usize) -> Result<Place, Full> {
         let spot = self.arrive(key, now);
-        let waiting = Waiting::begin(spot.turn(), most)?;
+        let presence = Presence::begin(spot.turn(), most)?;
         let permit = spot.turn().permit.clone().acquire_owned().await.expect("a turn is never closed");
-        drop(waiting);
+        presence.lasts_as_long_as_the_place();
         Ok(Place { permit: Some(permit), spot })
     }
 
@@ -134,7 +137,7 @@ impl Places {
             None => {
                 let state = TurnState { polite_until: turns.recall(key, now), ..TurnState::default() };
                 let (permit, state) = (Arc::new(Semaphore::new(1)), Mutex::new(state));
-                let turn = Arc::new(Turn { permit, waiting: AtomicUsize::new(0), state });
+                let turn = Arc::new(Turn { permit, present: AtomicUsize::new(0), state });
                 turns.turns.insert(key.clone(), turn.clone());
                 turn
             }
@@ -166,7 +169,10 @@ impl Turns {
 impl Place {
     /// The next one may have it. This one is still about, to hear what came of its release.
     pub(crate) fn give_up(&mut self) {
-        self.permit = None;
+        // In this order: where nobody is present, the permit is there to be had.
+        if self.permit.take().is_some() {
+            drop(Presence(self.spot.turn()));
+        }
     }
 
     /// Whether the next one here shall have the resource without other clients being woken. Asked once, by a holder that is
@@ -179,7 +185,8 @@ impl Place {
         let turn = self.spot.turn();
         let mut state = lock(&turn.state);
         let may = !state.others_wait || state.hand_overs < MOST_HAND_OVERS;
-        if turn.waiting.load(Ordering::Acquire) == 0 || !may {
+        let nobody_waits = turn.present.load(Ordering::Acquire) == 1;
+        if nobody_waits || !may {
             state.hand_overs = 0;
             state.polite_until = state.others_wait.then(|| now + COURTESY);
             return false;
@@ -209,22 +216,34 @@ impl Place {
     }
 }
 
-/// Somebody who waits for a turn.
-struct Waiting<'a>(&'a Turn);
-
-impl<'a> Waiting<'a> {
-    fn begin(turn: &'a Turn, most: usize) -> Result<Self, Full> {
-        let enter = |waiting: usize| (waiting < most).then_some(waiting + 1);
-        match turn.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter) {
-            Ok(_) => Ok(Waiting(turn)),
-            Err(_) => Err(Full),
-        }
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
-impl Drop for Waiting<'_> {
+/// Somebody who waits for a turn, or has it.
+struct Presence<'a>(&'a Turn);
+
+impl<'a> Presence<'a> {
+    /// One more, if no more than `most` are there: one that has the place, and those who wait.
+    fn begin(turn: &'a Turn, most: usize) -> Result<Self, Full> {
+        let enter = |present: usize| (present <= most).then_some(present + 1);
+        match turn.present.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter) {
+            Ok(_) => Ok(Presence(turn)),
+            Err(_) => Err(Full),
+        }
+    }
+
+    /// It ends when the place is given up.
+    fn lasts_as_long_as_the_place(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Presence<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.0.present.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -368,7 +387,14 @@ mod tests {
         assert!(matches!(places.enter(&name, START, 1).now_or_never(), Some(Err(Full))));
         drop(waiting);
         assert!(places.enter(&name, START, 1).now_or_never().is_none(), "room again");
+
+        // Whose turn it is does not wait any more, though it has not run yet.
+        let mut next = Box::pin(places.enter(&name, START, 1));
+        assert!((&mut next).now_or_never().is_none());
         drop(holder);
+        assert!(places.enter(&name, START, 1).now_or_never().is_none(), "room again");
+        assert!(matches!(places.enter(&name, START, 0).now_or_never(), Some(Err(Full))));
+        drop(next.now_or_never().expect("its turn"));
         assert_eq!(places.len(), 0);
     }
 }
