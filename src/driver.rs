@@ -112,11 +112,12 @@ pub(crate) struct Live {
 struct Stage {
     claim: Claim,
     actions: Vec<Action>,
+    /// What the one before owed to other clients when it handed over: until this one holds, and so will wake them. Before the
+    /// place: it goes out before anybody hears that all have left.
+    debt: Option<Debt>,
     /// The place in the local queue: given up when the claim neither competes nor holds any more, and left when its release is
     /// answered.
     place: Option<Place>,
-    /// What the one before owed to other clients when it handed over: until this one holds, and so will wake them.
-    debt: Option<Debt>,
     /// It may be on wait lists.
     sleeps: bool,
     /// When the keeper wakes this claim; `None` while its caller does.
