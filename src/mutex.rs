@@ -92,8 +92,8 @@ impl Mutex {
 
     /// For how long [`acquire`](Mutex::acquire) and [`run`](Mutex::run) wait, the time in the local queue included; above
     /// zero. By default 30 s, not counting the time in which only nodes were missing that do not vote yet after a restart, up to
-    /// the time after which a node votes that was restarted once. When it is over the last attempt is rolled back, and the error
-    /// says why it had failed.
+    /// the time after which a node votes that was restarted once; but whoever waits behind another caller of this client gets no
+    /// more than the 30 s for that. When it is over the last attempt is rolled back, and the error says why it had failed.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
