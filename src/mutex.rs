@@ -536,6 +536,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_in_the_local_queue_when_it_said_so() {
+        const WAIT: Duration = Duration::from_millis(300);
+        let mutex = MemoryNodes::new(3).redlock().mutex("a");
+        let guard = mutex.acquire().await.expect("free");
+        // The first one in the queue is not the first one whose wait is over.
+        let start = tokio::time::Instant::now();
+        let waits = [WAIT * 2, WAIT].map(|wait| {
+            async move |mutex: Mutex| {
+                let waited = mutex.wait(wait).acquire().await;
+                assert!(matches!(&waited, Err(AcquireError::Held(held)) if held.is_local()), "{waited:?}");
+                assert_eq!(start.elapsed(), wait);
+            }
+        });
+        futures::future::join_all(waits.iter().map(|wait| wait(mutex.clone()))).await;
+        // Those who have given up are in nobody's way.
+        guard.release().await.ok().expect("held until now");
+        assert!(mutex.try_acquire().await.expect("all nodes answer").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nobody_is_remembered_who_does_not_wait_any_more() {
         let nodes = MemoryNodes::new(3);
         let (holder, other) = (nodes.redlock().mutex("a"), nodes.redlock().mutex("a"));
