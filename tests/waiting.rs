@@ -383,7 +383,8 @@ async fn shares(cluster: &Cluster, tasks: &[usize], most: u64) -> Vec<u64> {
 async fn a_client_that_wants_it_again_lets_others_pass() {
     let cluster = Cluster::start(3).await;
     let shares = shares(&cluster, &[1, 1], 300).await;
-    assert!(shares.iter().all(|share| *share >= 60), "{shares:?}");
+    // Else it is far from half and half: between 40 and 210 here.
+    assert!(shares.iter().all(|share| *share >= 240), "{shares:?}");
     cluster.assert_nothing_left().await;
 }
 
