@@ -171,6 +171,38 @@ async fn each_documented_right_is_needed() {
     }
 }
 
+/// Whatever is missing, no key is left behind by what was half done.
+#[tokio::test]
+async fn each_documented_right_is_needed_for_fences() {
+    for right in ["+info", "+exists", "+hmget", "+hset", "+hdel", "+time", "+set", "+get", "~redlock#*"] {
+        let line = format!("{} ", documented_line());
+        assert!(line.contains(&format!(" {right} ")), "{right}");
+        let cluster = with_the_user(1, &line.replace(&format!(" {right} "), " ")).await;
+        // Whoever has all rights has made it count.
+        let operator = over(cluster.addresses()).ttl(TTL).connect().await.expect("a majority");
+        operator.bootstrap().await.expect("nothing is held");
+        let redlock = as_locks(&cluster).connect().await.expect("a majority");
+        let mutex = redlock.fenced_mutex("a").wait(Duration::from_millis(50));
+        // The first one may be above what the operator said, and need no clock.
+        drop(mutex.acquire().await);
+        match mutex.acquire().await {
+            Err(error) => {
+                let is_told = words(&error)[0].starts_with("refused (NOPERM") || right == "+info";
+                assert!(is_told, "without {right}: {error:#}");
+            }
+            // It is needed by whoever makes a node count.
+            Ok(_) => {
+                assert!(matches!(right, "+hdel"), "without {right}");
+                cluster.servers[0].delete("redlock#node").await;
+                let error = redlock.bootstrap().await.expect_err(right);
+                assert!(format!("{error:#}").contains("refused (NOPERM"), "without {right}: {error:#}");
+            }
+        }
+        let left = cluster.servers[0].value("redlock:a").await;
+        assert!(left.is_none() || right == "+info", "without {right}, {left:?} is left");
+    }
+}
+
 #[tokio::test]
 async fn keys_outside_of_the_pattern_are_refused_with_the_reason() {
     let cluster = three_servers().await;

@@ -18,26 +18,31 @@ if tonumber(marker.floor) > tonumber(counter) then
   counter = marker.floor
 end
 
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+if redis.call('EXISTS', KEYS[1]) == 1 then
   return { 3, counter }
 end
 
+-- What a user may not do fails here, and not when the key is set.
 local fence = tonumber(ARGV[3])
 local highest = tonumber(counter) + 1
-
-if fence < highest then
-  return { 2, counter }
-end
+local is_accepted = fence >= highest
 
 if fence > highest then
   local time = redis.call('TIME')
-  if fence > time[1] * 1000000 + time[2] + ARGV[5] then
-    return { 2, counter }
+  is_accepted = fence <= time[1] * 1000000 + time[2] + ARGV[5]
+end
+
+if is_accepted then
+  redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
+  if fence > tonumber(marker.high_water) then
+    redis.call('HSET', marker.key, 'high_water', ARGV[3])
   end
 end
 
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
-if fence > tonumber(marker.high_water) then
-  redis.call('HSET', marker.key, 'high_water', ARGV[3])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+
+if is_accepted then
+  return 1
 end
-return 1
+
+return { 2, counter }
