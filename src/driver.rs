@@ -279,6 +279,8 @@ impl Live {
                     place.1 = Some(result);
                 }
             }
+            // Nobody asks for it yet.
+            Notice::Verified(..) => return false,
             Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
             Notice::Released { outcome, report, .. } => results.released = Some((outcome, report)),
             Notice::HeldLong => {
@@ -439,7 +441,7 @@ impl Stage {
 
 impl Watcher for Live {
     fn changed(self: Arc<Self>) {
-        self.feed(Event::Verify);
+        self.feed(Event::Alarm);
     }
 }
 

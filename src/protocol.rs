@@ -9,6 +9,7 @@
 //! 4. [`admission`]: which node may vote; for the strict kinds [`marker`] and [`enrolment`].
 //! 5. [`claim`]: the whole life of one lock, which composes [`attempt`], [`look`], [`hold`] and [`release`] over [`round`]s.
 //! 6. [`fence`]: why the number that comes with a strict lock rises from grant to grant.
+//! 7. [`evidence`]: how a strict lock is shown to have been exclusive, after the fact and without clocks.
 //!
 //! # What it assumes
 //!
@@ -39,6 +40,7 @@ pub mod command;
 // Nobody but the simulator asks for fences yet.
 #[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod enrolment;
+pub mod evidence;
 #[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod fence;
 pub mod hold;

@@ -391,10 +391,11 @@ struct Played {
 impl Played {
     /// A trace that never gets to see the rare answers shows nothing. Few traces need not see them.
     fn assert_all_was_seen(&self) {
-        const ALL: [&str; 26] = [
+        const ALL: [&str; 27] = [
             "accepted",
             "accepted, and does not count",
             "busy",
+            "counts",
             "does not count",
             "enrolled",
             "observed",
@@ -658,12 +659,16 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Seen(Some(_)) => "stands",
         Answer::Removed(None) => "nothing to remove",
         Answer::Removed(Some(_)) => "removed",
-        Answer::Accepted => "accepted",
-        Answer::Voted(_) => "voted",
-        Answer::Busy(_) => "busy",
-        Answer::Raised => "raised",
+        Answer::Accepted | Answer::Voted(_) | Answer::Busy(_) | Answer::Raised => return None,
         Answer::Enrolled(_) => "enrolled",
         Answer::Observed(_) => "observed",
+        Answer::Counting { said, .. } => match **said {
+            Answer::Accepted => "accepted",
+            Answer::Voted(_) => "voted",
+            Answer::Busy(_) => "busy",
+            Answer::Raised => "raised",
+            _ => "counts",
+        },
         Answer::Waiting { said, .. } if matches!(**said, Answer::Accepted) => "accepted, and does not count",
         Answer::Waiting { .. } => "does not count",
         Answer::Unknown(Unknown::Refused(Refusal::OtherRules)) => "other rules",

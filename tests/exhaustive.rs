@@ -161,7 +161,7 @@ fn look_at_all(case: &Case) -> Found {
 fn every_pair() -> impl Iterator<Item = (&'static str, &'static str)> {
     // Before the lock is in hand it can only be dropped, after that only be extended and released.
     const CLAIMING: &[&str] = &["Tick", "Answer", "Abandon"];
-    const HOLDING: &[&str] = &["Tick", "Answer", "Extend", "Verify", "Release"];
+    const HOLDING: &[&str] = &["Tick", "Answer", "Extend", "Alarm", "Release"];
     [
         ("Resting", &["Tick", "Answer", "Abandon"][..]),
         ("Waiting", &["Tick", "Woken", "Abandon"]),
@@ -169,7 +169,7 @@ fn every_pair() -> impl Iterator<Item = (&'static str, &'static str)> {
         ("Attempting", CLAIMING),
         ("Attempting in order", CLAIMING),
         ("Looking", CLAIMING),
-        ("Held", &["Tick", "Answer", "Extend", "Verify", "Release", "Abandon"]),
+        ("Held", &["Tick", "Answer", "Extend", "Alarm", "Release", "Abandon"]),
         ("Extending", HOLDING),
         ("Lost", &["Tick", "Answer", "Release", "Abandon"]),
         ("Lost, released", &["Tick", "Answer", "Release", "Abandon"]),

@@ -17,7 +17,7 @@ use redlock_quorum::protocol::command::{
     Answer, Command, Key, LeaseId, NodeIndex, Sighting, Signature, Unknown, Value, Wake,
 };
 use redlock_quorum::protocol::fence::{Fence, Proposer};
-use redlock_quorum::protocol::marker::{Pact, Rules};
+use redlock_quorum::protocol::marker::{Nonce, Pact, Rules};
 use redlock_quorum::protocol::round::RoundId;
 use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::protocol::time::{Instant, Ttl};
@@ -131,7 +131,11 @@ impl Stage {
     fn perform(&mut self, words: &str) -> Vec<String> {
         let events = match words.split(' ').collect::<Vec<_>>()[..] {
             ["begin" | "tick"] => vec![Event::Tick],
-            ["changed"] => vec![Event::Verify],
+            ["changed"] => vec![Event::Alarm],
+            ["verify"] => {
+                self.tickets += 1;
+                vec![Event::Verify { ticket: Ticket(self.tickets) }]
+            }
             ["release"] => vec![Event::Release],
             ["hands", "over"] => vec![Event::HandOver],
             ["abandon"] => vec![Event::Abandon],
@@ -166,9 +170,14 @@ impl Stage {
         let node = number_of(node);
         // `granted@10s`: said by a node that votes only from then on.
         let (answer, counts_from) = match answer.split_once('@') {
-            Some((answer, "never")) => (answer, Instant::NEVER),
-            Some((answer, time)) => (answer, Instant::from_nanos(0) + length(time)),
-            None => (answer, Instant::from_nanos(0)),
+            Some((answer, "never")) => (answer, Some(Instant::NEVER)),
+            Some((answer, time)) => (answer, Some(Instant::from_nanos(0) + length(time))),
+            None => (answer, None),
+        };
+        // `present#2`: said by a node that counts under another nonce than at first.
+        let (answer, incarnation) = match answer.split_once('#').filter(|_| !answer.contains("sees:")) {
+            Some((answer, number)) => (answer, number.parse().expect("a number")),
+            None => (answer, 1),
         };
         let fits = |command: &Command| match command {
             Command::Acquire { .. } => matches!(answer, "granted" | "denied"),
@@ -192,7 +201,8 @@ impl Stage {
         };
         let unknown = answer.starts_with("lost") || answer == "down";
         let asked = self.asked.iter().position(|(at, _, command)| *at == node && (unknown || fits(command)));
-        let (_, round, _) = self.asked.remove(asked.unwrap_or_else(|| panic!("n{} was not asked", node + 1)));
+        let place = asked.unwrap_or_else(|| panic!("n{} was not asked", node + 1));
+        let (_, round, command) = self.asked.remove(place);
         let answer = match answer {
             "granted" => Answer::Granted,
             "denied" => Answer::Denied,
@@ -226,7 +236,12 @@ impl Stage {
                 if is_listed { Answer::Enlisted(seen) } else { Answer::Seen(seen) }
             }
         };
-        Event::Answer { round, node, answer: answer.heard(self.now, counts_from) }
+        let answer = match (counts_from, command.rules()) {
+            (Some(counts_from), _) => answer.heard(self.now, counts_from),
+            (None, Rules::Strict(_)) if !unknown => answer.counting_in(Nonce(incarnation)),
+            (None, _) => answer,
+        };
+        Event::Answer { round, node, answer }
     }
 
     fn tell(&mut self, actions: Vec<Action>) -> Vec<String> {
@@ -274,8 +289,14 @@ impl Stage {
                 )
             }
             Notice::Lost(loss) => format!("LOST: {loss:?}, valid {until}"),
-            Notice::Released { outcome, report, others_wait } => {
-                format!("RELEASED: {outcome:?}; {report}{}", if others_wait { "; others wait" } else { "" })
+            Notice::Verified(_, Ok(proven)) => format!("VERIFIED: {}", in_proof(proven)),
+            Notice::Verified(_, Err(failure)) => {
+                format!("NOT VERIFIED: {}", format!("{failure:?}").split('(').next().expect("a word"))
+            }
+            Notice::Released { outcome, proven, report, others_wait } => {
+                let others = if others_wait { "; others wait" } else { "" };
+                let proof = proven.map_or(String::new(), |_| format!(", {}", in_proof(proven)));
+                format!("RELEASED: {outcome:?}{proof}; {report}{others}")
             }
             Notice::HeldLong => "WARNING: held long".to_owned(),
             Notice::Failed(failure) => {
@@ -303,6 +324,14 @@ fn fence(answer: &str) -> Fence {
 /// `n2` is the second node.
 fn number_of(node: &str) -> NodeIndex {
     node[1..].parse::<usize>().expect("the number of a node") - 1
+}
+
+fn in_proof(proven: Option<bool>) -> &'static str {
+    match proven {
+        Some(true) => "PROVEN",
+        Some(false) => "not proven",
+        None => "there is nothing to prove",
+    }
 }
 
 fn by_the_marker(rules: &Rules) -> &'static str {

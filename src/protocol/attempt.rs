@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::claim::{Action, Draw};
 use super::command::{Answer, Command, Key, NodeIndex, Signature, Value, Wake};
+use super::evidence::Evidence;
 use super::fence::Fence;
-use super::marker::{Pact, Rules};
+use super::marker::{Nonce, Pact, Rules};
 use super::quorum::{Decision, Tally, Vote};
 use super::release::Footprint;
 use super::round::{Round, RoundId, vote};
@@ -46,6 +47,14 @@ impl Prize {
         }
     }
 
+    /// What there is to be shown of it.
+    fn evidence(self, terms: &Terms) -> Option<Evidence> {
+        match self {
+            Prize::Key => None,
+            Prize::Fenced(..) => Some(Evidence::new(terms.quorum.nodes(), terms.quorum.majority())),
+        }
+    }
+
     /// The fence.
     #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn fence(self) -> Option<Fence> {
@@ -67,6 +76,8 @@ pub struct Attempt {
     pub(super) round: Round,
     pub(super) footprint: Footprint,
     pub(super) prize: Prize,
+    /// Of a lock that can be proven to have been exclusive.
+    pub(super) evidence: Option<Evidence>,
     stage: Stage,
     order: Option<Order>,
 }
@@ -117,8 +128,9 @@ impl Attempt {
         };
         let value = Value::new(draw.lease_id, signature);
         let footprint = Footprint::none(terms.quorum);
-        let stage = Stage::Asking;
-        let mut attempt = Attempt { value, jitter: draw.jitter, round, footprint, prize, stage, order };
+        let evidence = prize.evidence(terms);
+        let (jitter, stage) = (draw.jitter, Stage::Asking);
+        let mut attempt = Attempt { value, jitter, round, footprint, prize, evidence, stage, order };
         match manner {
             Manner::Parallel => {
                 (0..terms.quorum.nodes()).for_each(|node| attempt.ask(node, key, terms.ttl, out));
@@ -134,10 +146,13 @@ impl Attempt {
         (key, terms): (&Key, &Terms),
         now: Instant,
         node: NodeIndex,
-        answer: Answer,
+        (answer, incarnation): (Answer, Option<Nonce>),
         out: &mut Vec<Action>,
     ) {
         self.footprint.heard(node, &answer);
+        if let Some(evidence) = &mut self.evidence {
+            evidence.heard(node, self.round.id(), &answer, incarnation);
+        }
         let (granted, denied) = (vote(&answer) == Vote::Granted, vote(&answer) == Vote::Denied);
         if !self.round.hear(node, answer, now) {
             return;
@@ -262,6 +277,9 @@ impl Attempt {
         }
         self.round.ask(node);
         self.footprint.wrote(node);
+        if let Some(evidence) = &mut self.evidence {
+            evidence.wrote(node, self.round.id());
+        }
         let (key, value) = (key.clone(), self.value.clone());
         let command = match self.prize {
             Prize::Key => Command::Acquire { key, value, ttl },
@@ -273,10 +291,11 @@ impl Attempt {
     /// What tells two attempts apart that have the same value, node by node.
     #[cfg(feature = "sim")]
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
-        let Attempt { value: _, jitter, round, footprint, prize, stage, order } = self;
+        let Attempt { value: _, jitter, round, footprint, prize, evidence, stage, order } = self;
         (jitter, prize, stage, order).hash(all);
         round.hash_by_node(all, each);
         footprint.hash_by_node(each);
+        evidence.iter().for_each(|evidence| evidence.hash_by_node(all, each));
     }
 
     /// Whether the nodes are asked one after the other.

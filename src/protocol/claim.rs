@@ -26,7 +26,7 @@ use std::time::Duration;
 use super::attempt::{Attempt, Manner, Prize};
 use super::command::{Answer, Command, Key, LeaseId, NodeIndex, Signature, Value, Wake};
 use super::fence::{Fence, Proposer};
-use super::hold::{Hold, Verdict};
+use super::hold::{Hold, Request, Verdict};
 use super::lease::Lease;
 use super::look::Look;
 use super::marker::Pact;
@@ -71,8 +71,14 @@ pub enum Event {
         /// The length.
         ttl: Ttl,
     },
+    /// The holder wants to know whether the lock was exclusive up to now. Changes nothing: neither lease nor keys.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    Verify {
+        /// Comes back with the result.
+        ticket: Ticket,
+    },
     /// Somebody else changed a key, or may have: look whether the lock still stands. Says nothing by itself.
-    Verify,
+    Alarm,
     /// A node says that the resource is free there, and that it is this claim's turn. It may be neither: a reason to try or
     /// to look, never an answer.
     Woken {
@@ -116,12 +122,18 @@ pub enum Notice {
     Failed(Failure),
     /// An extension by hand is decided.
     Extended(Ticket, Result<(), ExtensionFailure>),
+    /// Whether the lock is proven to have been exclusive from when it was won to when the nodes were asked; `None` for a kind that can
+    /// prove nothing. Or why nothing is known.
+    Verified(Ticket, Result<Option<bool>, ExtensionFailure>),
     /// What was held is lost, for good: the holder must stop now.
     Lost(Loss),
     /// The release is decided.
     Released {
         /// What it came to.
         outcome: ReleaseOutcome,
+        /// Whether the lock is proven to have been exclusive, from when it was won to when the release was sent; `None` for a
+        /// kind that can prove nothing.
+        proven: Option<bool>,
         /// What each node said.
         report: Report,
         /// A node says that somebody else waits for the resource, or was woken.
@@ -140,7 +152,7 @@ pub struct Draw {
     pub jitter: u64,
 }
 
-/// Tells the extensions by hand apart.
+/// Tells apart what a holder asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
@@ -374,7 +386,8 @@ impl Claim {
             Event::Attempt(draw) => self.attempt(now, draw, out),
             Event::Answer { round, node, answer } => self.hear(now, round, node, answer, out),
             Event::Extend { ticket, ttl } => self.extend(now, ticket, ttl, out),
-            Event::Verify => self.verify(now, out),
+            Event::Verify { ticket } => self.verify(now, ticket, out),
+            Event::Alarm => self.look_after_keys(now, out),
             Event::Woken { node } => self.wake(now, node, out),
             Event::LookAgain => self.look_soon(now),
             Event::Release => self.release(now, Parting::Done, out),
@@ -552,10 +565,11 @@ impl Claim {
     }
 
     fn hear(&mut self, now: Instant, id: RoundId, node: NodeIndex, answer: Answer, out: &mut Vec<Action>) {
+        let (answer, incarnation) = answer.and_incarnation();
         self.kind.meet(now, answer.said().counter());
         match &mut self.state {
             State::Attempting(attempt) if attempt.round.id() == id => {
-                attempt.hear((&self.key, &self.terms), now, node, answer, out);
+                attempt.hear((&self.key, &self.terms), now, node, (answer, incarnation), out);
                 self.judge_attempt(now, out);
             }
             State::Looking { round, .. } if round.id() == id => {
@@ -573,11 +587,15 @@ impl Claim {
                 }
             }
             State::Held(hold) => {
-                let verdict = hold.hear(&self.terms, now, id, node, answer);
+                let verdict = hold.hear(&self.terms, now, id, node, (answer, incarnation));
                 self.judge_extension(now, verdict, out);
             }
-            State::Releasing { round, .. } if round.id() == id => {
-                round.hear(node, answer, now);
+            State::Lost { hold, .. } => hold.hear_of_the_past(id, node, &answer, incarnation),
+            State::Releasing { round, hold } => {
+                hold.hear_of_the_past(id, node, &answer, incarnation);
+                if round.id() == id {
+                    round.hear(node, answer, now);
+                }
                 self.judge_release(out);
             }
             // The answer to a question that nobody asks any more: whatever it says, a release went out behind it.
@@ -633,10 +651,8 @@ impl Claim {
             self.last_failure = Some((Why::TooLate, attempt.round));
             return self.rest(now, attempt.jitter, None, out);
         }
-        let Attempt { value, jitter, round, footprint, prize, .. } = attempt;
-        self.kind.meet(now, prize.fence());
-        let won = (value, prize, round, footprint);
-        self.state = State::Held(Box::new(Hold::new(won, lease, terms, jitter, now)));
+        self.kind.meet(now, attempt.prize.fence());
+        self.state = State::Held(Box::new(Hold::new(attempt, lease, terms, now)));
         out.push(Action::Tell(Notice::Won));
     }
 
@@ -881,16 +897,26 @@ impl Claim {
                 out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Capped))));
             }
             State::Held(hold) => {
-                hold.ask(ticket, ttl);
+                hold.ask(ticket, Request::Extend(ttl));
                 self.judge_extension(now, Verdict::Open, out);
             }
             _ => out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost)))),
         }
     }
 
-    fn verify(&mut self, now: Instant, out: &mut Vec<Action>) {
+    fn verify(&mut self, now: Instant, ticket: Ticket, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Held(hold) => {
+                hold.ask(ticket, Request::Verify);
+                self.judge_extension(now, Verdict::Open, out);
+            }
+            _ => out.push(Action::Tell(Request::Verify.refused(ticket))),
+        }
+    }
+
+    fn look_after_keys(&mut self, now: Instant, out: &mut Vec<Action>) {
         if let State::Held(hold) = &mut self.state {
-            hold.verify(&self.terms, now);
+            hold.look(&self.terms, now);
             self.judge_extension(now, Verdict::Open, out);
         }
     }
@@ -898,12 +924,18 @@ impl Claim {
     fn judge_extension(&mut self, now: Instant, verdict: Verdict, out: &mut Vec<Action>) {
         let State::Held(hold) = &mut self.state else { return };
         match verdict {
-            Verdict::Open | Verdict::Extended(None) | Verdict::NoQuorum(None) => {}
+            Verdict::Open | Verdict::Extended(None) | Verdict::Verified(None) | Verdict::NoQuorum(None) => {}
             Verdict::Extended(Some(ticket)) => out.push(Action::Tell(Notice::Extended(ticket, Ok(())))),
-            Verdict::NoQuorum(Some(ticket)) => {
+            Verdict::Verified(Some(ticket)) => {
+                out.push(Action::Tell(Notice::Verified(ticket, Ok(hold.is_proven()))));
+            }
+            Verdict::NoQuorum(Some((ticket, request))) => {
                 let report = hold.last_round().report(&self.terms);
                 let failure = ExtensionFailure::NoQuorum(report);
-                out.push(Action::Tell(Notice::Extended(ticket, Err(failure))));
+                out.push(Action::Tell(match request {
+                    Request::Extend(_) => Notice::Extended(ticket, Err(failure)),
+                    Request::Verify => Notice::Verified(ticket, Err(failure)),
+                }));
             }
             Verdict::Lost => {
                 hold.lease.end(now);
@@ -923,7 +955,7 @@ impl Claim {
     /// before: until then the holder, who was told a margin early, may still be stopping.
     fn lose(&mut self, now: Instant, loss: Loss, out: &mut Vec<Action>) {
         let State::Held(mut hold) = std::mem::replace(&mut self.state, State::Ended(None)) else { return };
-        refuse_extensions(&mut hold, out);
+        refuse_requests(&mut hold, out);
         let over = hold.lease.is_over(now);
         self.state = State::Lost { hold, released: false };
         out.push(Action::Tell(Notice::Lost(loss)));
@@ -963,16 +995,18 @@ impl Claim {
         how: (Ttl, Wake),
         out: &mut Vec<Action>,
     ) {
-        refuse_extensions(&mut hold, out);
+        refuse_requests(&mut hold, out);
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
+        hold.end(round.id());
         self.send_releases(round.id(), &hold, how, out);
         self.state = State::Releasing { round, hold };
     }
 
     fn release_what_is_lost(&mut self, out: &mut Vec<Action>) {
         let id = self.next_round();
-        if let State::Lost { hold, released } = std::mem::replace(&mut self.state, State::Ended(None)) {
+        if let State::Lost { mut hold, released } = std::mem::replace(&mut self.state, State::Ended(None)) {
             if !released {
+                hold.end_unproven();
                 self.send_releases(id, &hold, (Ttl::ZERO, Wake::Next), out);
             }
             self.state = State::Lost { hold, released: true };
@@ -992,12 +1026,16 @@ impl Claim {
     }
 
     fn judge_release(&mut self, out: &mut Vec<Action>) {
-        let State::Releasing { round, .. } = &self.state else { return };
+        let State::Releasing { round, hold } = &self.state else { return };
         let Some(outcome) = ReleaseOutcome::of(round, self.terms.quorum) else { return };
+        if hold.may_be_proven_by(round) {
+            return;
+        }
+        let proven = hold.is_proven();
         let others_wait =
             round.answers().flatten().any(|answer| *answer.said() == Answer::Deleted { others_wait: true });
         let report = round.report(&self.terms);
-        out.push(Action::Tell(Notice::Released { outcome, report, others_wait }));
+        out.push(Action::Tell(Notice::Released { outcome, proven, report, others_wait }));
         if let State::Releasing { hold, .. } = std::mem::replace(&mut self.state, State::Ended(None)) {
             self.state = State::Ended(Some(hold));
         }
@@ -1020,9 +1058,9 @@ enum Parting {
     Abandoned,
 }
 
-fn refuse_extensions(hold: &mut Hold, out: &mut Vec<Action>) {
-    for ticket in hold.refuse_extensions() {
-        out.push(Action::Tell(Notice::Extended(ticket, Err(ExtensionFailure::Lost))));
+fn refuse_requests(hold: &mut Hold, out: &mut Vec<Action>) {
+    for (ticket, request) in hold.refuse_requests() {
+        out.push(Action::Tell(request.refused(ticket)));
     }
 }
 

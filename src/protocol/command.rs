@@ -459,6 +459,13 @@ pub enum Answer {
         /// From when the node votes; [`Instant::NEVER`] if that is not known.
         counts_from: Instant,
     },
+    /// The node has judged itself in the same step, and votes.
+    Counting {
+        /// What it said.
+        said: Box<Answer>,
+        /// What it remembers it has remembered since it was enrolled under this.
+        incarnation: Nonce,
+    },
     /// No answer to the question.
     Unknown(Unknown),
 }
@@ -475,10 +482,23 @@ impl Answer {
         }
     }
 
+    /// The answer of a node that has judged itself and counts.
+    pub fn counting_in(self, incarnation: Nonce) -> Answer {
+        Answer::Counting { said: Box::new(self), incarnation }
+    }
+
+    /// The vote, and the incarnation in which the node counts, if it has judged itself.
+    pub fn and_incarnation(self) -> (Answer, Option<Nonce>) {
+        match self {
+            Answer::Counting { said, incarnation } => (*said, Some(incarnation)),
+            answer => (answer, None),
+        }
+    }
+
     /// What the node did, whether or not it counts.
     pub fn said(&self) -> &Answer {
         match self {
-            Answer::Waiting { said, .. } => said,
+            Answer::Waiting { said, .. } | Answer::Counting { said, .. } => said,
             said => said,
         }
     }

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use super::attempt::Prize;
-use super::claim::{Action, Ticket};
+use super::attempt::{Attempt, Prize};
+use super::claim::{Action, ExtensionFailure, Notice, Ticket};
 use super::command::{Answer, Command, Key, NodeIndex, Value};
+use super::evidence::Evidence;
 use super::lease::Lease;
+use super::marker::Nonce;
 use super::quorum::Decision;
 use super::release::Footprint;
 use super::round::{Round, RoundId};
@@ -23,15 +25,17 @@ pub struct Hold {
     pub(super) prize: Prize,
     pub(super) lease: Lease,
     pub(super) footprint: Footprint,
+    /// Of a lock that can be proven to have been exclusive.
+    evidence: Option<Evidence>,
     /// The round that won. Grants that come in later still belong to the holder.
     pub(super) votes: Round,
     /// The last extension round; answers are heard until the next one begins.
     extension: Option<Extension>,
-    /// Extensions by hand that wait for the round under way.
-    asked: VecDeque<(Ticket, Ttl)>,
+    /// What the holder has asked for, that waits for the round under way.
+    asked: VecDeque<(Ticket, Request)>,
     renew_at: Instant,
     /// When a key that somebody else changed is looked after.
-    verify_at: Instant,
+    look_at: Instant,
     alarms: Alarms,
     /// The longest ttl that was asked for: no key of ours lives longer from now.
     pub(super) longest: Ttl,
@@ -58,19 +62,42 @@ enum Kind {
     Renewal,
     /// The holder asked for it.
     ByHand(Ticket),
-    /// Somebody else changed a key. It heals nothing: whoever deletes a lock by hand does it node by node, and would find it
-    /// healed behind him each time.
-    Verification {
+    /// It only looks, and changes nothing.
+    Look {
+        /// The holder asked for it; else somebody else changed a key. Then it must not heal: whoever deletes a lock by hand does it
+        /// node by node, and would find it healed behind him each time.
+        ticket: Option<Ticket>,
         /// When the next renewal is due, as before.
         renew_at: Instant,
     },
 }
 
 impl Kind {
-    fn ticket(self) -> Option<Ticket> {
+    /// What the holder has asked for, if it has.
+    fn request(self, ttl: Ttl) -> Option<(Ticket, Request)> {
         match self {
-            Kind::ByHand(ticket) => Some(ticket),
-            Kind::Renewal | Kind::Verification { .. } => None,
+            Kind::Renewal => None,
+            Kind::ByHand(ticket) => Some((ticket, Request::Extend(ttl))),
+            Kind::Look { ticket, .. } => ticket.map(|ticket| (ticket, Request::Verify)),
+        }
+    }
+}
+
+/// What the holder asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Request {
+    /// A lease of this length from now.
+    Extend(Ttl),
+    /// Whether the hold is proven up to now.
+    Verify,
+}
+
+impl Request {
+    /// That it is refused, since the lock is lost.
+    pub fn refused(self, ticket: Ticket) -> Notice {
+        match self {
+            Request::Extend(_) => Notice::Extended(ticket, Err(ExtensionFailure::Lost)),
+            Request::Verify => Notice::Verified(ticket, Err(ExtensionFailure::Lost)),
         }
     }
 }
@@ -90,32 +117,33 @@ pub enum Verdict {
     Open,
     /// A majority confirmed: the lease is longer now. Told to whoever asked by hand.
     Extended(Option<Ticket>),
+    /// A majority confirmed that the keys stand. Told to whoever asked, with what it proves.
+    Verified(Option<Ticket>),
     /// Too few nodes answered: the old lease stands. Told to whoever asked by hand.
-    NoQuorum(Option<Ticket>),
+    NoQuorum(Option<(Ticket, Request)>),
     /// So many voting nodes lost the key, or hold another's, that no majority is left.
     Lost,
 }
 
 impl Hold {
     /// A majority was won by `votes` now.
-    pub fn new(
-        (value, prize, votes, footprint): (Value, Prize, Round, Footprint),
-        lease: Lease,
-        terms: &Terms,
-        jitter: u64,
-        now: Instant,
-    ) -> Self {
+    pub fn new(attempt: Attempt, lease: Lease, terms: &Terms, now: Instant) -> Self {
+        let Attempt { value, prize, round: votes, footprint, mut evidence, jitter, .. } = attempt;
         let asked_at = votes.asked_at();
+        if let Some(evidence) = &mut evidence {
+            evidence.granted(votes.id());
+        }
         let mut hold = Hold {
             value,
             prize,
             lease,
             footprint,
+            evidence,
             votes,
             extension: None,
             asked: VecDeque::new(),
             renew_at: Instant::NEVER,
-            verify_at: Instant::NEVER,
+            look_at: Instant::NEVER,
             alarms: Alarms { since: asked_at, count: 0 },
             longest: terms.ttl,
             jitter,
@@ -129,12 +157,12 @@ impl Hold {
     /// What tells two holds apart that have the same value, node by node.
     #[cfg(feature = "sim")]
     pub fn hash_by_node<H: Hasher>(&self, all: &mut H, each: &mut [H]) {
-        let Hold { value: _, prize, lease, footprint, votes, extension, asked, renew_at, verify_at, .. } =
-            self;
-        (prize, lease, asked, renew_at, verify_at).hash(all);
-        let Hold { alarms, longest, jitter, warn_at, linger_until, .. } = self;
+        let Hold { value: _, prize, lease, footprint, evidence, votes, extension, asked, .. } = self;
+        let Hold { renew_at, look_at, alarms, longest, jitter, warn_at, linger_until, .. } = self;
+        (prize, lease, asked, renew_at, look_at).hash(all);
         (alarms, longest, jitter, warn_at, linger_until).hash(all);
         footprint.hash_by_node(each);
+        evidence.iter().for_each(|evidence| evidence.hash_by_node(all, each));
         votes.hash_by_node(all, each);
         extension.is_some().hash(all);
         if let Some(Extension { round, ttl, kind, settled }) = extension {
@@ -151,19 +179,19 @@ impl Hold {
     /// When there is something to do: extend, give up on silent nodes, or signal the loss.
     pub fn wake_at(&self, terms: &Terms) -> Instant {
         let open = self.extension.as_ref().filter(|extension| !extension.settled);
-        let next = open.map_or(self.verify_at, |extension| extension.round.deadline());
+        let next = open.map_or(self.look_at, |extension| extension.round.deadline());
         self.lost_at(terms).min(self.renew_at).min(next)
     }
 
     /// A key may have changed: the next round begins at once, after the one under way, which may have asked too early; or,
     /// where there have been too many alarms, as soon as one may.
-    pub fn verify(&mut self, terms: &Terms, now: Instant) {
+    pub fn look(&mut self, terms: &Terms, now: Instant) {
         let calm_at = self.alarms.since + pause(terms);
         if now >= calm_at {
             self.alarms = Alarms { since: now, count: 0 };
         }
         let at_once = self.alarms.count < terms.quorum.nodes();
-        self.verify_at = self.verify_at.min(if at_once { now } else { calm_at });
+        self.look_at = self.look_at.min(if at_once { now } else { calm_at });
     }
 
     /// Whether an extension is under way.
@@ -171,9 +199,9 @@ impl Hold {
         self.extension.as_ref().is_some_and(|extension| !extension.settled)
     }
 
-    /// Extends by hand: a round of its own, after the one under way.
-    pub fn ask(&mut self, ticket: Ticket, ttl: Ttl) {
-        self.asked.push_back((ticket, ttl));
+    /// What the holder asks for: a round of its own, after the one under way.
+    pub fn ask(&mut self, ticket: Ticket, request: Request) {
+        self.asked.push_back((ticket, request));
     }
 
     /// Begins the next extension round if one is due and none is under way. Never called once the lease is over, so
@@ -186,29 +214,38 @@ impl Hold {
         now: Instant,
         out: &mut Vec<Action>,
     ) -> bool {
-        let alarmed = now >= self.verify_at;
+        if self.is_extending() {
+            return false;
+        }
+        let alarmed = now >= self.look_at;
+        // No key of ours has less than a millisecond to live, so a look changes nothing.
+        let look =
+            |ticket| (Kind::Look { ticket, renew_at: self.renew_at }, Ttl::from_duration(ONE_MILLISECOND));
         let (kind, ttl) = match self.asked.front() {
-            _ if self.is_extending() => return false,
-            Some((ticket, ttl)) => (Kind::ByHand(*ticket), *ttl),
-            None if now >= self.renew_at => (Kind::Renewal, terms.ttl),
-            // No key of ours has less than a millisecond to live, so this changes nothing.
-            None if alarmed => {
-                (Kind::Verification { renew_at: self.renew_at }, Ttl::from_duration(ONE_MILLISECOND))
-            }
+            Some((ticket, Request::Extend(ttl))) => (Kind::ByHand(*ticket), *ttl),
+            _ if now >= self.renew_at => (Kind::Renewal, terms.ttl),
+            Some((ticket, Request::Verify)) => look(Some(*ticket)),
+            None if alarmed => look(None),
             None => return false,
         };
-        if let Kind::ByHand(_) = kind {
+        if let Kind::ByHand(_) | Kind::Look { ticket: Some(_), .. } = kind {
             self.asked.pop_front();
         }
-        let heal = !matches!(kind, Kind::Verification { .. });
+        let heal = !matches!(kind, Kind::Look { .. });
         self.alarms.count += usize::from(alarmed);
-        self.verify_at = Instant::NEVER;
+        self.look_at = Instant::NEVER;
         self.renew_at = Instant::NEVER;
         self.longest = self.longest.max(ttl);
         let round = Round::to_all(id, terms.quorum, now, terms.node_timeout);
         self.extension = Some(Extension { round, ttl, kind, settled: false });
+        if let Some(evidence) = &mut self.evidence {
+            evidence.asked(id);
+        }
         for node in 0..terms.quorum.nodes() {
             self.footprint.wrote(node);
+            if let Some(evidence) = self.evidence.as_mut().filter(|_| heal) {
+                evidence.wrote(node, id);
+            }
             let (key, value, rules) = (key.clone(), self.value.clone(), self.prize.rules());
             let command = Command::Extend { key, value, ttl, heal, rules };
             out.push(Action::Send { node, round: id, command });
@@ -223,8 +260,9 @@ impl Hold {
         now: Instant,
         round: RoundId,
         node: NodeIndex,
-        answer: Answer,
+        (answer, incarnation): (Answer, Option<Nonce>),
     ) -> Verdict {
+        self.hear_of_the_past(round, node, &answer, incarnation);
         if round < self.votes.id() {
             // Of an attempt before the one that won, which was rolled back.
             return Verdict::Open;
@@ -242,6 +280,44 @@ impl Hold {
             }
             _ => Verdict::Open,
         }
+    }
+
+    /// Takes in what an answer says of the time before it, also where nothing else follows from it any more.
+    pub fn hear_of_the_past(
+        &mut self,
+        round: RoundId,
+        node: NodeIndex,
+        answer: &Answer,
+        incarnation: Option<Nonce>,
+    ) {
+        if let Some(evidence) = self.evidence.as_mut().filter(|_| round >= self.votes.id()) {
+            evidence.heard(node, round, answer, incarnation);
+        }
+    }
+
+    /// The keys are released in that round, and the holder is done.
+    pub fn end(&mut self, round: RoundId) {
+        if let Some(evidence) = &mut self.evidence {
+            evidence.asked(round);
+        }
+    }
+
+    /// The keys are released although the holder may not be done.
+    pub fn end_unproven(&mut self) {
+        if let Some(evidence) = &mut self.evidence {
+            evidence.give_up();
+        }
+    }
+
+    /// Whether the hold is proven to have been exclusive, up to its last round; `None` for a lock that can prove nothing.
+    pub fn is_proven(&self) -> Option<bool> {
+        self.evidence.as_ref().map(Evidence::is_complete)
+    }
+
+    /// Whether that may still change by answers to a round.
+    pub fn may_be_proven_by(&self, round: &Round) -> bool {
+        let is_open = self.evidence.as_ref().is_some_and(Evidence::is_open);
+        is_open && round.answers().any(|answer| answer.is_none())
     }
 
     /// Gives up on the nodes that stayed silent in an extension round.
@@ -266,26 +342,39 @@ impl Hold {
             return Verdict::Open;
         }
         let (asked_at, ttl, kind) = (extension.round.asked_at(), extension.ttl, extension.kind);
-        match terms.quorum.decide(tally) {
-            Decision::Pending => Verdict::Open,
-            Decision::Won => {
-                extension.settled = true;
-                self.lease.extend(asked_at, ttl, terms.drift);
-                self.renew_at = match kind {
-                    Kind::Verification { renew_at } => renew_at,
-                    Kind::Renewal | Kind::ByHand(_) => self.next_renewal(terms, asked_at),
-                };
-                Verdict::Extended(kind.ticket())
+        match (terms.quorum.decide(tally), kind) {
+            (Decision::Pending, _) => Verdict::Open,
+            // The others may complete the proof.
+            (Decision::Won, Kind::Look { ticket: Some(_), .. }) if self.is_proof_pending() => Verdict::Open,
+            (decision, Kind::Look { ticket, renew_at }) => {
+                self.settle(renew_at);
+                match decision {
+                    Decision::Won => Verdict::Verified(ticket),
+                    _ => Verdict::NoQuorum(kind.request(ttl)),
+                }
             }
-            Decision::Failed => {
-                extension.settled = true;
-                self.renew_at = match kind {
-                    Kind::Verification { renew_at } => renew_at,
-                    Kind::Renewal | Kind::ByHand(_) => self.next_try(terms, now),
-                };
-                Verdict::NoQuorum(kind.ticket())
+            (Decision::Won, Kind::Renewal | Kind::ByHand(_)) => {
+                self.lease.extend(asked_at, ttl, terms.drift);
+                self.settle(self.next_renewal(terms, asked_at));
+                Verdict::Extended(kind.request(ttl).map(|(ticket, _)| ticket))
+            }
+            (Decision::Failed, Kind::Renewal | Kind::ByHand(_)) => {
+                self.settle(self.next_try(terms, now));
+                Verdict::NoQuorum(kind.request(ttl))
             }
         }
+    }
+
+    /// The round is decided. Its answers still matter.
+    fn settle(&mut self, renew_at: Instant) {
+        self.renew_at = renew_at;
+        if let Some(extension) = &mut self.extension {
+            extension.settled = true;
+        }
+    }
+
+    fn is_proof_pending(&self) -> bool {
+        self.extension.as_ref().is_some_and(|extension| self.may_be_proven_by(&extension.round))
     }
 
     /// True once, when a hold that nothing bounds has lasted long: is its holder alive, or hung? Asked whenever something
@@ -305,14 +394,14 @@ impl Hold {
         Ttl::from_duration(rest.as_duration() + terms.drift.allowance(rest)).min(terms.max_ttl)
     }
 
-    /// Ends all extensions by hand, the one under way and those that wait behind it.
-    pub fn refuse_extensions(&mut self) -> Vec<Ticket> {
+    /// Ends all that the holder has asked for, what is under way and what waits behind it.
+    pub fn refuse_requests(&mut self) -> Vec<(Ticket, Request)> {
         let open = self.extension.as_mut().filter(|extension| !extension.settled);
         let under_way = open.and_then(|extension| {
             // Told here, and so not again when it is decided.
-            std::mem::replace(&mut extension.kind, Kind::Renewal).ticket()
+            std::mem::replace(&mut extension.kind, Kind::Renewal).request(extension.ttl)
         });
-        under_way.into_iter().chain(self.asked.drain(..).map(|(ticket, _)| ticket)).collect()
+        under_way.into_iter().chain(self.asked.drain(..)).collect()
     }
 
     /// The last extension round, if there was one; else the round that won.

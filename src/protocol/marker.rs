@@ -20,7 +20,9 @@ use super::time::Ttl;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process(pub Arc<str>);
 
-/// Written into a marker by whoever first looks at a node that does not count. While it stands, nothing was forgotten.
+/// Written into a marker by whoever first looks at a node that does not count. While it stands, nothing was forgotten. Once the
+/// node counts it names the *incarnation* of the node that does: after a loss of memory, or with a memory that was restored, the
+/// node counts again only under another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nonce(pub u128);
 
@@ -86,15 +88,15 @@ enum Standing {
     Unknown,
     /// Since somebody looked at this process, nothing was forgotten. It will count for whoever has agreed to that.
     Observed(Process, Nonce, Pact),
-    /// What that process answers counts.
-    Enrolled(Process, Pact),
+    /// What that process answers counts, for as long as it remembers under which nonce it was observed.
+    Enrolled(Process, Nonce, Pact),
 }
 
 /// What becomes of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It counts.
-    Counts,
+    /// It counts, in this incarnation.
+    Counts(Nonce),
     /// What was asked is done, and counts for nothing.
     Waits,
     /// The client goes by other rules: nothing is done.
@@ -105,12 +107,8 @@ impl Marker {
     /// Whether what a process answers to a client of that pact counts; `None` if it is not known which process this is.
     pub fn judge(&self, process: Option<&Process>, pact: Pact) -> Verdict {
         match &self.standing {
-            Standing::Enrolled(enrolled, other) if Some(enrolled) == process => {
-                if *other == pact {
-                    Verdict::Counts
-                } else {
-                    Verdict::Refused
-                }
+            Standing::Enrolled(enrolled, incarnation, other) if Some(enrolled) == process => {
+                if *other == pact { Verdict::Counts(*incarnation) } else { Verdict::Refused }
             }
             _ => Verdict::Waits,
         }
@@ -132,7 +130,7 @@ impl Marker {
 
     /// Forgets whoever has agreed on something else: an operator's word.
     pub fn overrule(&mut self, pact: Pact) {
-        if let Standing::Observed(_, _, other) | Standing::Enrolled(_, other) = &self.standing
+        if let Standing::Observed(_, _, other) | Standing::Enrolled(_, _, other) = &self.standing
             && *other != pact
         {
             self.standing = Standing::Unknown;
@@ -145,7 +143,7 @@ impl Marker {
         if self.standing == Standing::Observed(process.clone(), nonce, pact) {
             self.high_water = self.high_water.max(floor);
             self.floor = self.high_water;
-            self.standing = Standing::Enrolled(process.clone(), pact);
+            self.standing = Standing::Enrolled(process.clone(), nonce, pact);
         }
     }
 }
@@ -200,7 +198,7 @@ mod tests {
         assert_eq!(marker.judge(Some(&second), agreed), Verdict::Waits, "another process");
 
         marker.enrol(&first, nonce, Fence::new(5), agreed);
-        assert_eq!(marker.judge(Some(&first), agreed), Verdict::Counts);
+        assert_eq!(marker.judge(Some(&first), agreed), Verdict::Counts(nonce));
         assert_eq!(marker.judge(Some(&first), pact(&["b"], 10)), Verdict::Refused);
         assert_eq!(marker.judge(Some(&second), agreed), Verdict::Waits, "the same memory in another process");
         assert_eq!(marker.judge(None, agreed), Verdict::Waits);
@@ -221,7 +219,11 @@ mod tests {
         marker.observe(&process, Nonce(7), former);
         marker.enrol(&process, Nonce(7), Fence::new(5), former);
         marker.overrule(former);
-        assert_eq!(marker.judge(Some(&process), former), Verdict::Counts, "there is nothing to overrule");
+        assert_eq!(
+            marker.judge(Some(&process), former),
+            Verdict::Counts(Nonce(7)),
+            "there is nothing to overrule"
+        );
         marker.overrule(agreed);
         for pact in [former, agreed] {
             assert_eq!(marker.judge(Some(&process), pact), Verdict::Waits);

@@ -111,7 +111,8 @@ impl Footprint {
             | Answer::Observed(_)
             | Answer::Seen(_)
             | Answer::Removed(_)
-            | Answer::Waiting { .. } => {}
+            | Answer::Waiting { .. }
+            | Answer::Counting { .. } => {}
         }
     }
 

@@ -190,6 +190,7 @@ impl Said {
                 Unknown::Nonsense => "unintelligible",
             },
             Said::Answer(Answer::Waiting { .. }) => "waiting after a restart",
+            Said::Answer(Answer::Counting { .. }) => "counting",
             Said::NothingYet => "not heard yet",
             Said::NotAsked => "not asked",
         }

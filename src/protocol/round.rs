@@ -188,6 +188,7 @@ pub fn vote(answer: &Answer) -> Vote {
         Answer::Busy(_) => Vote::Denied,
         Answer::Denied | Answer::Healed | Answer::Missing | Answer::Foreign => Vote::Denied,
         Answer::Unknown(_) | Answer::Waiting { .. } => Vote::Unknown,
+        Answer::Counting { said, .. } => vote(said),
         // No answers to that question.
         Answer::Deleted { .. }
         | Answer::Enlisted(_)

@@ -146,10 +146,10 @@ impl Store {
         match (verdict, command) {
             (Verdict::Refused, _) => refused,
             (_, Command::Propose { ttl, .. } | Command::Extend { ttl, .. }) if is_too_long(ttl) => refused,
-            (Verdict::Counts, _) => self.carry_out(time, command, messenger),
             // Nobody counts a node of which it is not known what it has forgotten; but this is how it gets to be known.
-            (Verdict::Waits, Command::Observe { .. } | Command::Enrol { .. }) => {
-                self.carry_out(time, command, messenger)
+            (_, Command::Observe { .. } | Command::Enrol { .. }) => self.carry_out(time, command, messenger),
+            (Verdict::Counts(incarnation), _) => {
+                self.carry_out(time, command, messenger).counting_in(incarnation)
             }
             (Verdict::Waits, _) => {
                 let said = Box::new(self.carry_out(time, command, messenger));
@@ -176,7 +176,7 @@ impl Store {
                     marker.overrule(*pact);
                 }
                 match marker.judge(Some(process), *pact) {
-                    Verdict::Counts => Answer::Enrolled(marker.high_water),
+                    Verdict::Counts(_) => Answer::Enrolled(marker.high_water),
                     Verdict::Waits | Verdict::Refused => marker
                         .observe(process, *nonce, *pact)
                         .map_or(Answer::Unknown(Unknown::Refused(Refusal::OtherRules)), Answer::Observed),
@@ -620,6 +620,7 @@ mod tests {
         };
         match store.apply(at(time), &command, &mut Knows::process(process)) {
             Answer::Waiting { said, .. } => format!("{}, and does not count", in_words(*said)),
+            Answer::Counting { said, .. } => in_words(*said),
             answer => in_words(answer),
         }
     }

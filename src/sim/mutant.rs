@@ -13,7 +13,7 @@ use crate::protocol::admission::{Admission, Introduction, Reason, Standing};
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase};
 use crate::protocol::command::{Answer, Command, Key, LeaseId, NodeIndex, Unknown, Value, Wake};
 use crate::protocol::fence::Fence;
-use crate::protocol::marker::Rules;
+use crate::protocol::marker::{Nonce, Rules};
 use crate::protocol::round::RoundId;
 use crate::protocol::settings::Terms;
 use crate::protocol::store::{Messenger, Store};
@@ -296,6 +296,24 @@ impl Mutant {
         quirk: &mut Quirk,
         mail: &mut VecDeque<Event>,
     ) -> bool {
+        let incarnation = take_incarnation(event);
+        let is_heard = self.distort_what_is_said(event, now, claim, quirk, mail);
+        if let (Some(incarnation), Event::Answer { answer, .. }) = (incarnation, event)
+            && !answer.is_silence()
+        {
+            *answer = answer.clone().counting_in(incarnation);
+        }
+        is_heard
+    }
+
+    fn distort_what_is_said(
+        self,
+        event: &mut Event,
+        now: &mut Instant,
+        claim: &Claim,
+        quirk: &mut Quirk,
+        mail: &mut VecDeque<Event>,
+    ) -> bool {
         match event {
             Event::Tick => !self.sleeps(claim, quirk),
             Event::Woken { node } => {
@@ -501,10 +519,10 @@ impl Mutant {
                 let fence = store.counters(time, key).0.next();
                 let (key, value) = (key.clone(), value.clone());
                 let command = Command::Propose { key, value, ttl: *ttl, fence, pact: *pact };
-                match store.apply(time, &command, messenger) {
+                instead(store.apply(time, &command, messenger), |said| match said {
                     Answer::Accepted => Answer::Voted(fence),
                     other => other,
-                }
+                })
             }
             (Mutant::WriteBackToAnyMajority, Command::Propose { key, value, ttl, pact, .. }) => {
                 let (key, value, fence) = (key.clone(), value.clone(), Fence::NONE);
@@ -512,23 +530,23 @@ impl Mutant {
             }
             (_, Command::Raise { key, fence, .. }) if self.raises_everywhere() => {
                 let counter = store.counters(time, key).0;
-                match store.apply(time, command, messenger) {
+                instead(store.apply(time, command, messenger), |said| match said {
                     Answer::Foreign | Answer::Missing if *fence > counter => {
                         store.accept_anyway(time, key, *fence);
                         Answer::Raised
                     }
                     other => other,
-                }
+                })
             }
             (Mutant::RestoredCounterWins, Command::Propose { key, fence, .. }) => {
                 let (_, own) = store.counters(time, key);
-                match store.apply(time, command, messenger) {
+                instead(store.apply(time, command, messenger), |said| match said {
                     Answer::Voted(_) if own.is_some_and(|own| *fence > own) => {
                         store.accept_anyway(time, key, *fence);
                         Answer::Accepted
                     }
                     other => other,
-                }
+                })
             }
             (Mutant::SetWithoutNx, Command::Acquire { key, value, ttl }) => {
                 store.put(time, key, value, ttl.as_duration());
@@ -555,6 +573,21 @@ impl Mutant {
     pub(super) fn clock_stops_in_a_pause(self) -> bool {
         self == Mutant::ClockStopsInAPause
     }
+}
+
+/// What a node says otherwise, if it counts.
+fn instead(answer: Answer, change: impl FnOnce(Answer) -> Answer) -> Answer {
+    match answer.and_incarnation() {
+        (said, Some(incarnation)) => change(said).counting_in(incarnation),
+        (said, None) => change(said),
+    }
+}
+
+fn take_incarnation(event: &mut Event) -> Option<Nonce> {
+    let Event::Answer { answer, .. } = event else { return None };
+    let (said, incarnation) = answer.clone().and_incarnation();
+    *answer = said;
+    incarnation
 }
 
 /// What a mutant remembers of a client's claim.

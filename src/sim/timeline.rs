@@ -382,7 +382,10 @@ impl Label {
                 Why::NotReady { .. } => "fails: not ready",
                 Why::TooLate => "fails: too late",
             },
-            Notice::Extended(_, Ok(())) | Notice::Released { .. } | Notice::HeldLong => return None,
+            Notice::Extended(_, Ok(()))
+            | Notice::Verified(..)
+            | Notice::Released { .. }
+            | Notice::HeldLong => return None,
         };
         Some(Label::plain(Row::Client(*client), text))
     }

@@ -30,7 +30,7 @@ if is_observed and fields[5] == nonce and act ~= '' and act ~= 'overrule' then
   if tonumber(act) > tonumber(high_water) then
     high_water = act
   end
-  redis.call('HDEL', KEYS[1], 'observed', 'nonce')
+  redis.call('HDEL', KEYS[1], 'observed')
   redis.call('HSET', KEYS[1], 'process', process, 'high_water', high_water, 'floor', high_water)
   is_enrolled = true
 end

@@ -7,7 +7,8 @@
 -- ARGV[last-1]  and the longest ttl that they ask for, in milliseconds
 -- ARGV[last]    the ttl that is asked for now; 0 if none is; '' if the script only takes away what is the client's own
 --
--- Returns 1 or 0 for whether the answer counts, and what the script returns. Where clients have agreed on other rules it answers
+-- Returns the nonce under which this server was observed before it was enrolled if the answer counts, else '', and what the script
+-- returns. Where clients have agreed on other rules it answers
 -- with an error, and nothing is done, unless it only takes away.
 
 local marker = { key = table.remove(KEYS) }
@@ -15,12 +16,12 @@ local ttl = table.remove(ARGV)
 local max_ttl = table.remove(ARGV)
 local nodes = table.remove(ARGV)
 local process = table.remove(ARGV)
-local fields = redis.call('HMGET', marker.key, 'process', 'nodes', 'max_ttl', 'high_water', 'floor')
-local counts = 0
+local fields = redis.call('HMGET', marker.key, 'process', 'nodes', 'max_ttl', 'nonce', 'high_water', 'floor')
+local incarnation = ''
 
 if fields[1] and fields[1] == process then
   if fields[2] == nodes and fields[3] == max_ttl then
-    counts = 1
+    incarnation = fields[4]
   elseif ttl ~= '' then
     return redis.error_reply('OTHERRULES clients of this namespace name other nodes, or another max_ttl')
   end
@@ -30,7 +31,7 @@ if ttl ~= '' and tonumber(ttl) > tonumber(max_ttl) then
   return redis.error_reply('OTHERRULES the ttl is above the max_ttl')
 end
 
-marker.high_water = fields[4] or '0'
-marker.floor = fields[5] or '0'
+marker.high_water = fields[5] or '0'
+marker.floor = fields[6] or '0'
 
-return { counts, carry_out(KEYS, ARGV, marker) }
+return { incarnation, carry_out(KEYS, ARGV, marker) }

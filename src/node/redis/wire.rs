@@ -309,10 +309,7 @@ fn enrolment(reply: &Wire) -> Option<Answer> {
     let [Wire::Int(counts), Wire::BulkString(text)] = &parts[..] else { return None };
     match counts {
         1 => number(text).map(Answer::Enrolled),
-        0 if text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit) => {
-            let digits = std::str::from_utf8(text).ok()?;
-            u128::from_str_radix(digits, 16).ok().map(|nonce| Answer::Observed(Nonce(nonce)))
-        }
+        0 => nonce(text).map(Answer::Observed),
         _ => None,
     }
 }
@@ -320,13 +317,19 @@ fn enrolment(reply: &Wire) -> Option<Answer> {
 /// What a script says that `strictly.lua` has carried out, and whether it counts.
 fn judged(command: &Command, reply: Wire) -> Option<Answer> {
     let Wire::Array(parts) = reply else { return None };
-    let [Wire::Int(counts), reply] = <[Wire; 2]>::try_from(parts).ok()? else { return None };
-    match (said(command, reply), counts) {
+    let [Wire::BulkString(incarnation), reply] = <[Wire; 2]>::try_from(parts).ok()? else { return None };
+    match (said(command, reply), &incarnation[..]) {
         (NONSENSE, _) => None,
-        (answer, 1) => Some(answer),
-        (answer, 0) => Some(Answer::Waiting { said: Box::new(answer), counts_from: Instant::NEVER }),
-        _ => None,
+        (answer, b"") => Some(Answer::Waiting { said: Box::new(answer), counts_from: Instant::NEVER }),
+        (answer, incarnation) => nonce(incarnation).map(|incarnation| answer.counting_in(incarnation)),
     }
+}
+
+/// A nonce, as all clients write it down.
+fn nonce(text: &[u8]) -> Option<Nonce> {
+    let is_whole = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
+    let digits = std::str::from_utf8(text).ok().filter(|_| is_whole)?;
+    u128::from_str_radix(digits, 16).ok().map(Nonce)
 }
 
 /// A number of a script, which returns it as the text that it was given.
@@ -649,10 +652,11 @@ pub(super) mod tests {
             2 => (digit(), number.clone())
                 .prop_map(|(said, number)| [b"*2\r\n".to_vec(), said, number].concat()),
             1 => number,
-            1 => nonce,
+            1 => nonce.clone(),
             1 => any_reply(),
         ];
-        (digit(), said).prop_map(|(counts, said)| [b"*2\r\n".to_vec(), counts, said].concat())
+        let counts = prop_oneof![2 => nonce.clone(), 2 => Just(bulk(b"")), 1 => digit()];
+        (counts, said).prop_map(|(counts, said)| [b"*2\r\n".to_vec(), counts, said].concat())
     }
 
     /// The one reply to a command that means an answer; `None` if it cannot be answered so.
@@ -667,8 +671,13 @@ pub(super) mod tests {
             }
             (Observe { .. } | Enrol { .. }, ..) => None,
             (_, Rules::Plain, answer) => what_says(command, answer),
-            (_, Rules::Strict(_), Answer::Waiting { said, .. }) => pair(0, what_says(command, said)?),
-            (_, Rules::Strict(_), answer) => pair(1, what_says(command, answer)?),
+            (_, Rules::Strict(_), Answer::Waiting { said, .. }) => {
+                Some(Wire::Array(vec![text(String::new()), what_says(command, said)?]))
+            }
+            (_, Rules::Strict(_), Answer::Counting { said, incarnation: Nonce(nonce) }) => {
+                Some(Wire::Array(vec![text(format!("{nonce:032x}")), what_says(command, said)?]))
+            }
+            (_, Rules::Strict(_), _) => None,
         }
     }
 
@@ -721,6 +730,7 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_but_the_exact_reply_is_an_answer() {
+        let waiting = |said| Answer::Waiting { said: Box::new(said), counts_from: Instant::NEVER };
         let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_enlisted(), 2 => any_judged(), 1 => Just(b"$-1\r\n".to_vec())];
         let plain = [
             Answer::Granted,
@@ -734,11 +744,11 @@ pub(super) mod tests {
             Answer::Enlisted(None),
             Answer::Seen(None),
             Answer::Removed(None),
-            Answer::Accepted,
-            Answer::Raised,
-            Answer::Voted(Fence::new(3)),
-            Answer::Busy(Fence::new(3)),
             Answer::Enrolled(Fence::new(3)),
+            waiting(Answer::Accepted),
+            waiting(Answer::Voted(Fence::new(3))),
+            waiting(Answer::Present),
+            waiting(Answer::Foreign),
         ];
         let all = [commands(), strict_commands()].concat();
         random::check(8192, &(select(all), replies), |(command, reply)| {

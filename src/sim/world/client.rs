@@ -226,7 +226,7 @@ impl World {
         if let Some(wish) = &mut self.clients[client].wish {
             wish.extensions += 1;
         }
-        self.tell(client, &Event::Verify);
+        self.tell(client, &Event::Alarm);
     }
 
     /// What the driver does: brings an event, and performs what comes out, in order.
@@ -339,7 +339,8 @@ fn event_name(event: &Event) -> &'static str {
         Event::Attempt(_) => "Attempt",
         Event::Answer { .. } => "Answer",
         Event::Extend { .. } => "Extend",
-        Event::Verify => "Verify",
+        Event::Alarm => "Alarm",
+        Event::Verify { .. } => "Verify",
         Event::Woken { .. } => "Woken",
         Event::LookAgain => "LookAgain",
         Event::Release => "Release",
