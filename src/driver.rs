@@ -139,9 +139,29 @@ const WATCH_AFTER: Duration = Duration::from_millis(50);
 #[derive(Default)]
 struct Results {
     verdict: Option<Result<(), Failure>>,
-    /// The extensions by hand that somebody waits for, and what they came to.
-    extending: Vec<(Ticket, Option<Result<(), ExtensionFailure>>)>,
-    released: Option<(ReleaseOutcome, Report)>,
+    /// What was asked by hand, an extension or a proof, that somebody waits for, and what it came to.
+    asking: Vec<(Ticket, Option<Settled>)>,
+    released: Option<Released>,
+}
+
+/// Whether the lock is proven to have been exclusive, if that was asked; or why neither that is known nor anything extended.
+type Settled = Result<Option<bool>, ExtensionFailure>;
+
+/// What became of a lock that was given back.
+#[derive(Clone)]
+pub(crate) struct Released {
+    pub(crate) outcome: ReleaseOutcome,
+    pub(crate) proven: Option<bool>,
+    pub(crate) report: Report,
+}
+
+impl Results {
+    /// If nobody waits for it any more it is forgotten.
+    fn settle(&mut self, ticket: Ticket, settled: Settled) {
+        if let Some(place) = self.asking.iter_mut().find(|(waiting, _)| *waiting == ticket) {
+            place.1 = Some(settled);
+        }
+    }
 }
 
 impl Live {
@@ -273,16 +293,12 @@ impl Live {
         match notice {
             Notice::Won => results.verdict = Some(Ok(())),
             Notice::Failed(failure) => results.verdict = Some(Err(failure)),
-            Notice::Extended(ticket, result) => {
-                // If nobody waits for it any more it is forgotten.
-                if let Some(place) = results.extending.iter_mut().find(|(waiting, _)| *waiting == ticket) {
-                    place.1 = Some(result);
-                }
-            }
-            // Nobody asks for it yet.
-            Notice::Verified(..) => return false,
+            Notice::Extended(ticket, result) => results.settle(ticket, result.map(|()| None)),
+            Notice::Verified(ticket, result) => results.settle(ticket, result),
             Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
-            Notice::Released { outcome, report, .. } => results.released = Some((outcome, report)),
+            Notice::Released { outcome, proven, report, .. } => {
+                results.released = Some(Released { outcome, proven, report });
+            }
             Notice::HeldLong => {
                 tracing::warn!(key = ?self.key, "lock held for ten minutes without hold_at_most");
                 return false;
@@ -490,37 +506,46 @@ pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
 
 /// Extends by hand.
 pub(crate) async fn extend(live: &Arc<Live>, ttl: Ttl) -> Result<(), ExtensionFailure> {
-    let waiting = Extending::begin(live);
-    let ticket = waiting.ticket;
-    live.feed(Event::Extend { ticket, ttl });
+    ask(live, |ticket| Event::Extend { ticket, ttl }).await.map(|_| ())
+}
+
+/// Asks the nodes whether the lock stands, and has stood all the time.
+pub(crate) async fn verify(live: &Arc<Live>) -> Result<Option<bool>, ExtensionFailure> {
+    ask(live, |ticket| Event::Verify { ticket }).await
+}
+
+async fn ask(live: &Arc<Live>, event: impl FnOnce(Ticket) -> Event) -> Settled {
+    let asking = Asking::begin(live);
+    let ticket = asking.ticket;
+    live.feed(event(ticket));
     let mine = |results: &mut Results| {
-        results.extending.iter_mut().find(|(other, _)| *other == ticket).and_then(|(_, result)| result.take())
+        results.asking.iter_mut().find(|(other, _)| *other == ticket).and_then(|(_, settled)| settled.take())
     };
     live.wait_for(mine).await
 }
 
-/// Somebody who waits for an extension. Dropped, nobody does.
-struct Extending<'a> {
+/// Somebody who waits for what was asked. Dropped, nobody does.
+struct Asking<'a> {
     live: &'a Arc<Live>,
     ticket: Ticket,
 }
 
-impl<'a> Extending<'a> {
+impl<'a> Asking<'a> {
     fn begin(live: &'a Arc<Live>) -> Self {
         let ticket = Ticket(live.tickets.fetch_add(1, Ordering::Relaxed));
-        lock(&live.results).extending.push((ticket, None));
-        Extending { live, ticket }
+        lock(&live.results).asking.push((ticket, None));
+        Asking { live, ticket }
     }
 }
 
-impl Drop for Extending<'_> {
+impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        lock(&self.live.results).extending.retain(|(other, _)| *other != self.ticket);
+        lock(&self.live.results).asking.retain(|(other, _)| *other != self.ticket);
     }
 }
 
 /// Releases, and waits until the outcome is decided: at the latest when the node timeout is over.
-pub(crate) async fn release(live: &Arc<Live>) -> (ReleaseOutcome, Report) {
+pub(crate) async fn release(live: &Arc<Live>) -> Released {
     live.let_go();
     live.wait_for(|results| results.released.clone()).await
 }

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::error::{AcquireError, InspectError, RunError};
+use crate::error::{AcquireError, ExtendError, InspectError, RunError};
 use crate::guard::{Guard, Release};
 use crate::inspect::Inspection;
 use crate::mutex::Mutex;
@@ -243,7 +243,43 @@ impl FencedGuard {
         self.fence
     }
 
-    /// As [`Guard::release`].
+    /// Asks the nodes whether the lock is proven to have been exclusive from when it was won until they were asked: that nobody
+    /// else held the resource by a fenced mutex, whatever clocks, expiries and operators did. `false` accuses nobody: it is
+    /// not known, since a majority of the nodes does not show it, and will not become known later.
+    ///
+    /// One round trip. It extends nothing, and says nothing about the moment after: for a commit that can still be
+    /// withheld, where the store cannot check the fence.
+    ///
+    /// # Errors
+    ///
+    /// [`ExtendError::NoQuorum`] if too few nodes answered: ask again. [`ExtendError::Lost`] if the lock is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let redlock = redlock_quorum::MemoryNodes::new(5).redlock();
+    /// # struct Upload; impl Upload { fn commit(self) {} }
+    /// # let upload = Upload;
+    /// let guard = redlock.fenced_mutex("report.pdf").acquire().await?;
+    /// // ... the upload is prepared, and not yet visible ...
+    /// if guard.verify().await? {
+    ///     upload.commit();
+    /// }
+    /// let release = guard.release().await;
+    /// assert_eq!(release.proven, Some(true));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn verify(&self) -> Result<bool, ExtendError> {
+        self.guard.prove().await.map(|proven| proven.unwrap_or(false))
+    }
+
+    /// As [`Guard::release`]; besides, the result says whether the lock is [proven](Release::proven) to have been exclusive.
+    /// For that it may wait for one answer more, at most for the node timeout.
     ///
     /// # Cancel safety
     ///

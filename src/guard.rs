@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::driver::{self, Live};
+use crate::driver::{self, Live, Released};
 use crate::error::{ExtendError, NotHeld, WithinError, with_report};
 use crate::protocol::claim::ExtensionFailure;
 use crate::protocol::fence::Fence;
@@ -138,12 +138,13 @@ impl Guard {
     #[doc(alias = "renew")]
     pub async fn extend(&self, ttl: Duration) -> Result<(), ExtendError> {
         let ttl = self.terms.check_extension(ttl)?;
-        driver::extend(&self.live, ttl).await.map_err(|failure| match failure {
-            ExtensionFailure::Lost => ExtendError::Lost,
-            ExtensionFailure::Capped => ExtendError::Capped,
-            ExtensionFailure::NoQuorum(report) => ExtendError::NoQuorum(Box::new(report)),
-        })?;
+        driver::extend(&self.live, ttl).await.map_err(not_extended)?;
         if self.is_valid() { Ok(()) } else { Err(ExtendError::TooLate) }
+    }
+
+    /// Whether the lock is proven to have been exclusive so far; `None` if it is of a kind that proves nothing.
+    pub(crate) async fn prove(&self) -> Result<Option<bool>, ExtendError> {
+        driver::verify(&self.live).await.map_err(not_extended)
     }
 
     /// Completes when the lock is lost: a margin before its validity ends, or at once when a majority of nodes shows that
@@ -229,8 +230,8 @@ impl Guard {
     /// ```
     #[doc(alias = "unlock")]
     pub async fn release(self) -> Release {
-        let (outcome, report) = driver::release(&self.live).await;
-        Release { outcome, proven: None, report }
+        let Released { outcome, proven, report } = driver::release(&self.live).await;
+        Release { outcome, proven, report }
     }
 }
 
@@ -321,6 +322,14 @@ impl fmt::Debug for Watch {
     }
 }
 
+fn not_extended(failure: ExtensionFailure) -> ExtendError {
+    match failure {
+        ExtensionFailure::Lost => ExtendError::Lost,
+        ExtensionFailure::Capped => ExtendError::Capped,
+        ExtensionFailure::NoQuorum(report) => ExtendError::NoQuorum(Box::new(report)),
+    }
+}
+
 fn remaining(live: &Live) -> Duration {
     live.valid_until().since(live.now())
 }
@@ -367,7 +376,11 @@ async fn ended(live: &Live, margin: Duration) {
 pub struct Release {
     /// What the nodes say.
     pub outcome: ReleaseOutcome,
-    /// Whether it is proven that nobody else held the resource meanwhile. `None`: this kind of lock proves nothing.
+    /// Whether it is proven that from when the lock was won until it was released nobody else held the resource by a
+    /// [fenced mutex](crate::FencedMutex), whatever clocks, expiries and operators did. `false` accuses nobody: it is not known. `None`: a
+    /// plain lock proves nothing.
+    ///
+    /// It comes too late to prevent anything: for a commit that can still be withheld, and for an alarm.
     pub proven: Option<bool>,
     /// Node by node.
     pub report: Report,

@@ -311,7 +311,8 @@ impl Redlock {
         doors.keeper.idle(&*doors.clock, doors.clock.now() + patience).await;
         let left = doors.keeper.held();
         let releases = futures::future::join_all(left.iter().map(driver::release)).await;
-        let outcomes = left.iter().zip(releases).map(|(live, (outcome, _))| (live.key().clone(), outcome));
+        let outcomes =
+            left.iter().zip(releases).map(|(live, released)| (live.key().clone(), released.outcome));
         let shutdown = Shutdown { taken_away: outcomes.collect() };
         self.answered_so_far().await;
         shutdown

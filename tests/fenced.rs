@@ -1,7 +1,7 @@
 //! Fenced mutexes on real servers: a node that has forgotten something, in whatever way, does not count until what it forgot is
 //! over, and fences rise through it all. Each history is played a second time with plain mutexes that nothing protects: then two
 //! hold at once, which shows that the history would find out.
-#![cfg(feature = "redis")]
+#![cfg(all(feature = "redis", unix))]
 
 mod harness;
 
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all, select_all};
+use harness::clock::{Clock, TRUE_RATE};
 use harness::proxy::Proxy;
 use harness::trouble::LOGGED;
 use harness::{Cluster, PROMPT, SILENT, Server, over, promptly, soon, until};
@@ -529,4 +530,129 @@ async fn a_plain_mutex_and_a_fenced_one_exclude_each_other() {
     assert!(promptly(ours.fenced_mutex("job").try_acquire()).await.expect("they answer").is_none());
     assert_eq!(promptly(plain.release()).await.outcome, ReleaseOutcome::Released);
     assert!(promptly(theirs.fenced_mutex("job").try_acquire()).await.expect("they answer").is_some());
+}
+
+// ── what is proven ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// For so long locks are taken in the calm: `REDLOCK_CALM_SECONDS` sets it.
+fn calm() -> Duration {
+    let seconds = std::env::var("REDLOCK_CALM_SECONDS").map(|text| text.parse().expect("seconds"));
+    Duration::from_secs(seconds.unwrap_or(15))
+}
+
+#[tokio::test]
+async fn in_the_calm_nothing_is_lost_and_every_release_is_proven() {
+    let cluster = Cluster::start(3).await;
+    let redlock = promptly(cluster.builder().ttl(TTL / 2).connect()).await.expect("all nodes are there");
+    promptly(redlock.bootstrap()).await.expect("it is new");
+    let (begin, length) = (Instant::now(), calm());
+    let long = promptly(redlock.fenced_mutex("long").acquire()).await.expect("free");
+    let work = |number: usize| {
+        let mutex = redlock.fenced_mutex(format!("job/{}", number / 2));
+        async move {
+            let (mut count, mut unproven) = (0_u64, 0_u64);
+            while begin.elapsed() < length {
+                let guard = mutex.acquire().await.expect("free before long");
+                assert!(
+                    count % 100 > 0 || guard.verify().await.expect("it is held"),
+                    "not proven while held"
+                );
+                let release = guard.release().await;
+                assert_eq!(release.outcome, ReleaseOutcome::Released);
+                count += 1;
+                unproven += u64::from(release.proven != Some(true));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (count, unproven)
+        }
+    };
+    let done = join_all((0..4).map(work)).await;
+    assert!(long.is_valid() && promptly(long.verify()).await.expect("it is held"));
+    assert_eq!(promptly(long.release()).await.proven, Some(true), "held and renewed all the time");
+    let (count, unproven) =
+        done.into_iter().fold((0, 0), |(a, b), (count, unproven)| (a + count, b + unproven));
+    println!("{count} locks in {length:?}, of which {unproven} are not proven");
+    assert!(count > 100 && unproven == 0, "{unproven} of {count} are not proven");
+}
+
+/// A hold, as those who look from outside saw it.
+#[derive(Debug)]
+struct Hold {
+    granted: Instant,
+    released: Instant,
+    proven: bool,
+    fence: Fence,
+}
+
+impl Hold {
+    fn overlaps(&self, other: &Hold) -> bool {
+        self.granted < other.released && other.granted < self.released
+    }
+}
+
+/// Clocks that jump break every promise that rests on clocks: two hold at once, and the test sees it. Of those two at least one
+/// is not proven, and that is told; and fences go on rising.
+#[tokio::test]
+async fn on_servers_whose_clocks_jump_no_two_proven_holds_overlap() {
+    let clocks: Vec<Clock> = (0..3).filter_map(|_| Clock::stopped()).collect();
+    if clocks.len() < 3 {
+        return;
+    }
+    clocks.iter().for_each(|clock| clock.run_at(TRUE_RATE));
+    let servers = join_all(clocks.iter().map(Server::start_with_clock)).await;
+    let addresses: Vec<_> = servers.iter().map(Server::address).collect();
+    let connect = async || {
+        let builder = over(addresses.clone()).ttl(TTL).renewal(Renewal::Never);
+        let redlock = promptly(builder.connect()).await.expect("all nodes are there");
+        promptly(redlock.bootstrap()).await.expect("nothing is held");
+        redlock
+    };
+    let (begin, length) = (Instant::now(), Duration::from_secs(8));
+    let work = async |redlock: Redlock| {
+        let mutex =
+            redlock.fenced_mutex("job").wait_forever().wake_by(WakeBy::Poll(Duration::from_millis(10)));
+        let mut holds = Vec::new();
+        while begin.elapsed() < length {
+            let guard = mutex.acquire().await.expect("it waits for as long as it takes");
+            let (granted, fence) = (Instant::now(), guard.fence());
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let released = Instant::now();
+            let proven = guard.release().await.proven.expect("it is of a kind that can prove");
+            holds.push(Hold { granted, released, proven, fence });
+        }
+        holds
+    };
+    // Past the end of every key, now at one node, now at two.
+    let trouble = async {
+        let mut turn = 0;
+        while begin.elapsed() < length {
+            tokio::time::sleep(Duration::from_millis(110)).await;
+            let first = turn % 3;
+            clocks[first].advance(TTL * 2);
+            if turn % 2 == 0 {
+                clocks[(first + 1) % 3].advance(TTL * 2);
+            }
+            turn += 1;
+        }
+    };
+    let (ours, theirs, more) = (connect().await, connect().await, connect().await);
+    let (ours, theirs, more, ()) =
+        soon(length * 3, async { tokio::join!(work(ours), work(theirs), work(more), trouble) }).await;
+    let mut holds: Vec<Hold> = ours.into_iter().chain(theirs).chain(more).collect();
+    holds.sort_by_key(|hold| hold.granted);
+    let pairs =
+        || holds.iter().enumerate().flat_map(|(place, a)| holds[place + 1..].iter().map(move |b| (a, b)));
+    for (earlier, later) in pairs() {
+        if earlier.overlaps(later) {
+            assert!(!(earlier.proven && later.proven), "both are proven: {earlier:?} {later:?}");
+        } else {
+            assert!(earlier.fence < later.fence, "{earlier:?} {later:?}");
+        }
+        assert_ne!(earlier.fence, later.fence);
+    }
+    let overlaps = pairs().filter(|(a, b)| a.overlaps(b)).count();
+    let proven = holds.iter().filter(|hold| hold.proven).count();
+    println!("{} holds, {proven} proven, {overlaps} overlaps", holds.len());
+    assert!(overlaps > 0, "nothing happened that a proof could find");
+    assert!(proven > 0, "nothing is ever proven");
 }
