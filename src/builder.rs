@@ -274,7 +274,7 @@ impl RedlockBuilder {
         self
     }
 
-    /// Lets [fenced mutexes](Redlock::fenced_mutex) and [elections](Redlock::election) use servers that may evict keys to make
+    /// Lets [fenced mutexes](Redlock::fenced_mutex) and elections use servers that may evict keys to make
     /// room: those whose `maxmemory-policy` is not `noeviction` although there is a `maxmemory`. By default such a server is
     /// asked for none, since it may throw away a lock that is held, and goes on to count. Plain mutexes are only warned of in the
     /// log.

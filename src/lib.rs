@@ -30,7 +30,7 @@
 //! # What it does not promise
 //!
 //! That work is done exactly once. That a holder which was paused for longer than its ttl notices before its next write: only
-//! a store that checks can refuse that. That it holds when clocks jump, or when a node forgets what it granted while its process
+//! a store that checks the [fence](FencedMutex) can refuse that. That it holds when clocks jump, or when a node forgets what it granted while its process
 //! lives (`FLUSHALL`). Redis Cluster and replicas are no nodes.
 //!
 //! # Nodes that restart

@@ -655,7 +655,7 @@ pub(super) mod tests {
             1 => nonce.clone(),
             1 => any_reply(),
         ];
-        let counts = prop_oneof![2 => nonce.clone(), 2 => Just(bulk(b"")), 1 => digit()];
+        let counts = prop_oneof![2 => nonce, 2 => Just(bulk(b"")), 1 => digit()];
         (counts, said).prop_map(|(counts, said)| [b"*2\r\n".to_vec(), counts, said].concat())
     }
 
