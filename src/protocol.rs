@@ -38,15 +38,12 @@ pub mod attempt;
 pub mod claim;
 pub mod command;
 // Nobody but the simulator asks for fences yet.
-#[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod enrolment;
 pub mod evidence;
-#[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod fence;
 pub mod hold;
 pub mod lease;
 pub mod look;
-#[cfg_attr(not(feature = "sim"), allow(dead_code))]
 pub mod marker;
 pub mod quorum;
 pub mod release;

@@ -56,7 +56,6 @@ impl Prize {
     }
 
     /// The fence.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn fence(self) -> Option<Fence> {
         match self {
             Prize::Key => None,

@@ -72,7 +72,6 @@ pub enum Event {
         ttl: Ttl,
     },
     /// The holder wants to know whether the lock was exclusive up to now. Changes nothing: neither lease nor keys.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Verify {
         /// Comes back with the result.
         ticket: Ticket,
@@ -210,7 +209,6 @@ pub enum Kind {
     /// The lock.
     Plain,
     /// The lock, and a fence with it, by nodes that agree to the pact.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Fenced(Pact, Proposer),
 }
 
@@ -362,7 +360,6 @@ impl Claim {
 
     /// The same for a lock of another kind.
     #[must_use]
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn of_kind(self, kind: Kind) -> Self {
         Claim { kind, ..self }
     }
@@ -501,13 +498,12 @@ impl Claim {
     }
 
     /// The fence of what is or was held, if it is of a kind that has one.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     pub fn fence(&self) -> Option<Fence> {
         self.hold().and_then(|hold| hold.prize.fence())
     }
 
     /// What the claim is for, with all that it has learned of fences: the next claim of this client proposes better for it.
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    #[cfg(feature = "sim")]
     pub fn kind(&self) -> &Kind {
         &self.kind
     }

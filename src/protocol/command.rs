@@ -290,7 +290,6 @@ pub enum Command {
         overrules: bool,
     },
     /// Let the node count if it was observed under that nonce all the time: [`Answer::Enrolled`], else [`Answer::Observed`].
-    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
     Enrol {
         /// Any key of the namespace.
         key: Key,
@@ -376,7 +375,6 @@ impl Command {
 
 impl Command {
     /// The key that it is about.
-    #[cfg_attr(not(any(feature = "sim", feature = "redis")), allow(dead_code))]
     pub fn key(&self) -> &Key {
         match self {
             Command::Acquire { key, .. }

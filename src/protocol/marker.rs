@@ -44,6 +44,7 @@ impl Pact {
     }
 
     /// Of the nodes.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
