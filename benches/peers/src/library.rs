@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use redlock_quorum::{Guard, Mutex, Redlock, RestartProtection};
+use redlock_quorum::{FencedGuard, FencedMutex, Guard, Mutex, Redlock, RestartProtection};
 use rslock::{Lock, LockManager};
 
 /// Longer than any block takes, so that nothing is renewed, and short enough that what a library leaves behind shows as a
@@ -46,6 +46,33 @@ impl Library for Redlock {
     }
 
     async fn release(&self, guard: Guard) {
+        guard.release().await.ok().expect("held");
+    }
+}
+
+/// The same with fences.
+#[derive(Clone)]
+pub struct Fenced(Redlock);
+
+impl Library for Fenced {
+    type Mutex = FencedMutex;
+    type Held = FencedGuard;
+
+    async fn connect(nodes: &[String]) -> Self {
+        let redlock = <Redlock as Library>::connect(nodes).await.namespace("fenced");
+        redlock.bootstrap().await.expect("servers that nobody else uses");
+        Fenced(redlock)
+    }
+
+    fn mutex(&self, key: &str) -> FencedMutex {
+        self.0.fenced_mutex(key)
+    }
+
+    async fn acquire(&self, mutex: &FencedMutex) -> FencedGuard {
+        mutex.acquire().await.expect("a free resource is acquired")
+    }
+
+    async fn release(&self, guard: FencedGuard) {
         guard.release().await.ok().expect("held");
     }
 }

@@ -38,6 +38,7 @@ pub fn programs(folder: &Path) -> Vec<Program> {
     let all = vec![
         program("ours-1", "redlock-quorum, one thread", rust(), "redlock-quorum", 1),
         program("ours-2", "redlock-quorum, two threads", rust(), "redlock-quorum", 2),
+        program("fenced-1", "redlock-quorum with fences, one thread", rust(), "fenced", 1),
         program("rslock-1", "rslock, one thread", rust(), "rslock", 1),
         program("rslock-2", "rslock, two threads", rust(), "rslock", 2),
         program("wire-1", "the wire, one thread", rust(), "wire", 1),
@@ -154,7 +155,11 @@ pub fn cases(quick: bool) -> Vec<Case> {
     };
     let sizes: &[usize] = if quick { &[3] } else { &[1, 3, 5] };
     for &nodes in sizes {
-        let single: &[&str] = if nodes == 1 { &["redislock", "rueidislock"] } else { &[] };
+        let single: &[&str] = match nodes {
+            1 => &["redislock", "rueidislock"],
+            3 => &["fenced-1"],
+            _ => &[],
+        };
         let ours = ["ours-1", "rslock-1", "wire-1", "redsync", "ours-2", "rslock-2", "wire-2"];
         add("pairs", nodes, 1, &[&ours[..], single].concat(), 12, 0.3);
         add("pairs", nodes, 16, &[&ours[..], single].concat(), 4, 0.25);

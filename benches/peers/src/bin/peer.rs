@@ -1,7 +1,7 @@
 //! One block of work by one library in Rust.
 
 use redlock_bench_peers::block::{Order, Outcome};
-use redlock_bench_peers::library::Rslock;
+use redlock_bench_peers::library::{Fenced, Rslock};
 use redlock_bench_peers::{wire, work};
 use redlock_quorum::Redlock;
 
@@ -11,6 +11,7 @@ fn main() {
     let outcome = match order.of.as_str() {
         // The future itself runs on the main thread; what is measured is spawned.
         "redlock-quorum" => runtime.block_on(work::perform::<Redlock>(&order, None)),
+        "fenced" => runtime.block_on(work::perform::<Fenced>(&order, None)),
         "rslock" => runtime.block_on(work::perform::<Rslock>(&order, None)),
         "wire" => runtime.block_on(wire::perform(&order)),
         "redlock" => redlock_crate(&order),
