@@ -42,6 +42,7 @@ pub mod enrolment;
 pub mod evidence;
 pub mod fence;
 pub mod hold;
+pub mod leading;
 pub mod lease;
 pub mod look;
 pub mod marker;

@@ -30,6 +30,7 @@ use redlock_quorum::protocol::command::{
     Answer, Command, Key, LeaseId, NodeIndex, Refusal, Sighting, Signature, Unknown, Value, Waiter, Wake,
 };
 use redlock_quorum::protocol::fence::{FURTHEST_AHEAD, Fence};
+use redlock_quorum::protocol::leading::Proclamation;
 use redlock_quorum::protocol::marker::{Nonce, Pact, Process, Rules};
 use redlock_quorum::protocol::quorum::Quorum;
 use redlock_quorum::protocol::round::RoundId;
@@ -231,6 +232,11 @@ fn command() -> impl Strategy<Value = Command> {
         1 => key().prop_map(|key| Command::Delist { key }),
         3 => key().prop_map(|key| Command::Inspect { key }),
         1 => key().prop_map(|key| Command::Remove { key }),
+        3 => (key(), value(), ttl(), 0..2u64).prop_map(|(key, value, ttl, revision)| {
+            let said = Proclamation::new(&value, Fence::new(7), (revision, "\0 \r\n: all"));
+            Command::Proclaim { key, value, said, ttl }
+        }),
+        3 => key().prop_map(|key| Command::Follow { key }),
     ]
 }
 
@@ -391,7 +397,7 @@ struct Played {
 impl Played {
     /// A trace that never gets to see the rare answers shows nothing. Few traces need not see them.
     fn assert_all_was_seen(&self) {
-        const ALL: [&str; 27] = [
+        const ALL: [&str; 30] = [
             "accepted",
             "accepted, and does not count",
             "busy",
@@ -417,6 +423,9 @@ impl Played {
             "nothing to remove",
             "present",
             "removed",
+            "proclaimed",
+            "stands, and nothing is proclaimed",
+            "stands, and something is proclaimed",
             "stands",
             "stands for ever",
         ];
@@ -657,6 +666,9 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Seen(Some(Sighting { expires_in: None, .. })) => "stands for ever",
         Answer::Seen(Some(Sighting { expires_in: Some(Duration::ZERO), .. })) => "in its last millisecond",
         Answer::Seen(Some(_)) => "stands",
+        Answer::Followed(_, None) => "stands, and nothing is proclaimed",
+        Answer::Followed(_, Some(_)) => "stands, and something is proclaimed",
+        Answer::Proclaimed => "proclaimed",
         Answer::Removed(None) => "nothing to remove",
         Answer::Removed(Some(_)) => "removed",
         Answer::Accepted | Answer::Voted(_) | Answer::Busy(_) | Answer::Raised => return None,

@@ -197,7 +197,9 @@ impl Stage {
                 matches!(answer, "raised" | "missing" | "foreign") || answer.starts_with("voted:")
             }
             Command::Observe { .. } | Command::Enrol { .. } => unreachable!("not a claim's command"),
-            Command::Remove { .. } => unreachable!("not a claim's command"),
+            Command::Remove { .. } | Command::Proclaim { .. } | Command::Follow { .. } => {
+                unreachable!("not a claim's command")
+            }
         };
         let unknown = answer.starts_with("lost") || answer == "down";
         let asked = self.asked.iter().position(|(at, _, command)| *at == node && (unknown || fits(command)));
@@ -378,6 +380,8 @@ fn in_words(command: &Command) -> String {
         Command::Delist { .. } => "DELIST".to_owned(),
         Command::Inspect { .. } => "INSPECT".to_owned(),
         Command::Remove { .. } => "REMOVE".to_owned(),
+        Command::Proclaim { .. } => "PROCLAIM".to_owned(),
+        Command::Follow { .. } => "FOLLOW".to_owned(),
     }
 }
 

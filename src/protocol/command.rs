@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fence::Fence;
+use super::leading::Proclamation;
 use super::marker::{Nonce, Pact, Rules};
 use super::time::{Instant, Ttl};
 
@@ -38,6 +39,9 @@ const LIST_MARK: &[u8] = b"#wait:";
 
 /// The same for the counter of the fences.
 const FENCE_MARK: &[u8] = b"#fence:";
+
+/// The same for what a holder proclaims.
+const LEADER_MARK: &[u8] = b"#leader:";
 
 /// What the marker of a namespace is called behind it.
 const MARKER: &[u8] = b"#node";
@@ -86,6 +90,12 @@ impl Key {
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn fence_counter(&self) -> [&[u8]; 3] {
         [self.namespace(), FENCE_MARK, self.resource()]
+    }
+
+    /// The name of what the holder proclaims beside this lock key, in pieces: `{namespace}#leader:{resource}`.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn proclamation(&self) -> [&[u8]; 3] {
+        [self.namespace(), LEADER_MARK, self.resource()]
     }
 
     /// The name of the marker of this namespace, in pieces: `{namespace}#node`.
@@ -335,6 +345,24 @@ pub enum Command {
         /// The lock key.
         key: Key,
     },
+    /// If the value stands, write beside the key what its holder proclaims: [`Answer::Proclaimed`], else [`Answer::Missing`] or
+    /// [`Answer::Foreign`].
+    Proclaim {
+        /// The lock key.
+        key: Key,
+        /// The value of the attempt that won.
+        value: Value,
+        /// What is written. It replaces what was.
+        said: Proclamation,
+        /// For how long it is kept.
+        ttl: Ttl,
+    },
+    /// Read the value, the time that it has to live, and what stands beside it: [`Answer::Followed`], or
+    /// [`Answer::Seen`] of nothing.
+    Follow {
+        /// The lock key.
+        key: Key,
+    },
     /// Delete the key, whoever's it is: [`Answer::Removed`], with what stood there.
     Remove {
         /// The lock key.
@@ -356,6 +384,8 @@ impl Command {
             | Command::Observe { .. }
             | Command::Enrol { .. }
             | Command::Inspect { .. }
+            | Command::Proclaim { .. }
+            | Command::Follow { .. }
             | Command::Remove { .. } => false,
         }
     }
@@ -387,6 +417,8 @@ impl Command {
             | Command::Enlist { key, .. }
             | Command::Delist { key }
             | Command::Inspect { key }
+            | Command::Proclaim { key, .. }
+            | Command::Follow { key }
             | Command::Remove { key } => key,
         }
     }
@@ -399,12 +431,14 @@ impl Command {
             | Command::Extend { value, .. }
             | Command::Propose { value, .. }
             | Command::Raise { value, .. }
+            | Command::Proclaim { value, .. }
             | Command::Release { value, .. } => Some(value),
             Command::Observe { .. }
             | Command::Enrol { .. }
             | Command::Enlist { .. }
             | Command::Delist { .. }
             | Command::Inspect { .. }
+            | Command::Follow { .. }
             | Command::Remove { .. } => None,
         }
     }
@@ -448,6 +482,10 @@ pub enum Answer {
     Delisted,
     /// What stands at the key.
     Seen(Option<Sighting>),
+    /// What stands at the key, and what is proclaimed beside it, by whomever.
+    Followed(Sighting, Option<Proclamation>),
+    /// Our value stood, and what it proclaims is written beside it.
+    Proclaimed,
     /// What stood at the key, which is gone.
     Removed(Option<Sighting>),
     /// The node does not vote yet, because it may have forgotten what it granted. It did what it was asked all the same.

@@ -110,6 +110,8 @@ impl Footprint {
             | Answer::Enrolled(_)
             | Answer::Observed(_)
             | Answer::Seen(_)
+            | Answer::Followed(..)
+            | Answer::Proclaimed
             | Answer::Removed(_)
             | Answer::Waiting { .. }
             | Answer::Counting { .. } => {}

@@ -85,7 +85,7 @@ fn is_yes(answer: &Answer) -> bool {
         answer,
         Answer::Granted | Answer::Accepted | Answer::Voted(_) | Answer::Raised | Answer::Present
     );
-    has_key || matches!(answer, Answer::Deleted { .. })
+    has_key || matches!(answer, Answer::Deleted { .. } | Answer::Proclaimed)
 }
 
 /// What one node said.
@@ -178,7 +178,10 @@ impl Said {
             Said::Answer(Answer::Missing) => "without the key",
             Said::Answer(Answer::Foreign) => "taken by another",
             Said::Answer(Answer::Deleted { .. }) => "released",
-            Said::Answer(Answer::Seen(Some(_)) | Answer::Enlisted(Some(_))) => "holding a key",
+            Said::Answer(Answer::Proclaimed) => "proclaimed",
+            Said::Answer(Answer::Seen(Some(_)) | Answer::Enlisted(Some(_)) | Answer::Followed(..)) => {
+                "holding a key"
+            }
             Said::Answer(Answer::Seen(None) | Answer::Enlisted(None) | Answer::Removed(None)) => "free",
             Said::Answer(Answer::Delisted) => "not waited at",
             Said::Answer(Answer::Removed(Some(_))) => "freed by force",

@@ -196,6 +196,8 @@ pub fn vote(answer: &Answer) -> Vote {
         | Answer::Enrolled(_)
         | Answer::Observed(_)
         | Answer::Seen(_)
+        | Answer::Followed(..)
+        | Answer::Proclaimed
         | Answer::Removed(_) => Vote::Unknown,
     }
 }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use super::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Waiter, Wake};
 use super::fence::{Fence, highest_proposal};
+use super::leading::Proclamation;
 use super::marker::{Marker, Nonce, Pact, Process, Rules, Verdict};
 use super::time::{Instant, Ttl};
 use super::wait::LIST_LIVES;
@@ -36,6 +37,7 @@ pub struct Store {
     entries: BTreeMap<Key, Entry>,
     lists: BTreeMap<Key, WaitList>,
     counters: BTreeMap<Key, Counter>,
+    proclaimed: BTreeMap<Key, Proclaimed>,
     /// By namespace.
     markers: BTreeMap<Box<[u8]>, Marker>,
     precision: Precision,
@@ -96,6 +98,13 @@ struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Counter {
     fence: Fence,
+    expires_at: Instant,
+}
+
+/// What a holder has proclaimed, whether or not it still holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Proclaimed {
+    said: Proclamation,
     expires_at: Instant,
 }
 
@@ -219,6 +228,11 @@ impl Store {
                 Answer::Delisted
             }
             Command::Inspect { key } => Answer::Seen(self.sight(now, key)),
+            Command::Proclaim { key, value, said, ttl } => self.proclaim(now, key, value, (said, *ttl)),
+            Command::Follow { key } => match self.sight(now, key) {
+                Some(seen) => Answer::Followed(seen, self.proclaimed(now, key)),
+                None => Answer::Seen(None),
+            },
             Command::Remove { key } => {
                 let seen = self.sight(now, key);
                 self.remove(now, key);
@@ -295,6 +309,24 @@ impl Store {
         let marker = self.marker(key);
         marker.high_water = marker.high_water.max(fence);
         self.counters.insert(key.clone(), Counter { fence, expires_at: now + COUNTER_LIVES });
+    }
+
+    fn proclaim(&mut self, now: Instant, key: &Key, value: &Value, said: (&Proclamation, Ttl)) -> Answer {
+        match self.find(now, key) {
+            Some(entry) if entry.value == *value => {}
+            Some(_) => return Answer::Foreign,
+            None => return Answer::Missing,
+        }
+        let (said, expires_at) = (said.0.clone(), now + said.1.as_duration());
+        self.proclaimed.insert(key.clone(), Proclaimed { said, expires_at });
+        Answer::Proclaimed
+    }
+
+    fn proclaimed(&mut self, now: Instant, key: &Key) -> Option<Proclamation> {
+        if self.proclaimed.get(key).is_some_and(|said| self.precision.is_over(now, said.expires_at)) {
+            self.proclaimed.remove(key);
+        }
+        self.proclaimed.get(key).map(|proclaimed| proclaimed.said.clone())
     }
 
     /// What a fence of the resource must be above.

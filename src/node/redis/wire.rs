@@ -8,6 +8,7 @@ use redis::{ServerError, Value as Wire};
 use super::resp::Writer;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Sighting, Unknown, Value, Wake};
 use crate::protocol::fence::{FURTHEST_AHEAD, Fence};
+use crate::protocol::leading::Proclamation;
 use crate::protocol::marker::{Nonce, Pact, Rules};
 use crate::protocol::store::COUNTER_LIVES;
 use crate::protocol::time::{Instant, Ttl};
@@ -123,6 +124,7 @@ static EXTEND: Script = script!(include_str!("../lua/extend.lua"));
 static RELEASE: Script = script!(include_str!("../lua/release.lua"));
 static ENLIST: Script = script!(include_str!("../lua/enlist.lua"));
 static INSPECT: Script = script!(include_str!("../lua/inspect.lua"));
+static PROCLAIM: Script = script!(include_str!("../lua/proclaim.lua"));
 static REMOVE: Script = script!(include_str!("../lua/remove.lua"));
 static ENROL: Script = script!(include_str!("../lua/enrol.lua"));
 static PROPOSE: Script = strictly!("../lua/propose.lua");
@@ -131,11 +133,12 @@ static EXTEND_STRICTLY: Script = strictly!("../lua/extend.lua");
 static RELEASE_STRICTLY: Script = strictly!("../lua/release.lua");
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 10] = [
+pub(super) static SCRIPTS: [&Script; 11] = [
     &EXTEND,
     &RELEASE,
     &ENLIST,
     &INSPECT,
+    &PROCLAIM,
     &REMOVE,
     &ENROL,
     &PROPOSE,
@@ -269,6 +272,19 @@ pub(super) fn encode(
         Command::Inspect { key } | Command::Enlist { key, .. } | Command::Delist { key } => {
             INSPECT.call_on(key, form, 0, out);
         }
+        Command::Proclaim { key, value, said, ttl } => {
+            PROCLAIM.call(form, 2, 3, out);
+            out.part(key.as_bytes());
+            out.parts(&key.proclamation());
+            out.part(value.as_bytes());
+            out.part(said.as_bytes());
+            out.number(ttl.as_millis());
+        }
+        Command::Follow { key } => {
+            INSPECT.call(form, 2, 0, out);
+            out.part(key.as_bytes());
+            out.parts(&key.proclamation());
+        }
         Command::Remove { key } => REMOVE.call_on(key, form, 0, out),
     }
 }
@@ -378,12 +394,21 @@ fn said(command: &Command, reply: Wire) -> Answer {
             seen.map_or(NONSENSE, answer)
         }
         (Command::Enlist { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
-        (Command::Extend { .. } | Command::Raise { .. } | Command::Release { .. }, Wire::Int(0)) => {
-            Answer::Missing
+        (Command::Proclaim { .. }, Wire::Int(1)) => Answer::Proclaimed,
+        (
+            Command::Extend { .. }
+            | Command::Raise { .. }
+            | Command::Release { .. }
+            | Command::Proclaim { .. },
+            Wire::Int(said @ (0 | -1)),
+        ) => {
+            if said == 0 {
+                Answer::Missing
+            } else {
+                Answer::Foreign
+            }
         }
-        (Command::Extend { .. } | Command::Raise { .. } | Command::Release { .. }, Wire::Int(-1)) => {
-            Answer::Foreign
-        }
+        (Command::Follow { .. }, reply) => followed(reply).unwrap_or(NONSENSE),
         (Command::Inspect { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Seen),
         (Command::Remove { .. }, reply) => sighting(&reply).map_or(NONSENSE, Answer::Removed),
         _ => NONSENSE,
@@ -419,6 +444,22 @@ fn sighting(reply: &Wire) -> Option<Option<Sighting>> {
     }
 }
 
+/// The same, with what is proclaimed beside it.
+fn followed(reply: Wire) -> Option<Answer> {
+    let parts = match reply {
+        Wire::Nil => return Some(Answer::Seen(None)),
+        Wire::Array(parts) => parts,
+        _ => return None,
+    };
+    let [value, millis, said] = <[Wire; 3]>::try_from(parts).ok()?;
+    let said = match said {
+        Wire::Nil => None,
+        Wire::BulkString(bytes) => Some(Proclamation::from_wire(&bytes)),
+        _ => return None,
+    };
+    sighting(&Wire::Array(vec![value, millis]))?.map(|seen| Answer::Followed(seen, said))
+}
+
 /// As PTTL says it: -1 stands for ever. Other numbers below zero say nothing of a key that is there.
 fn time_to_live(millis: i64) -> Option<Option<Duration>> {
     match millis {
@@ -438,16 +479,22 @@ pub(super) mod tests {
     use crate::protocol::quorum::Quorum;
     use crate::random;
 
-    fn commands() -> [Command; 6] {
+    fn commands() -> [Command; 8] {
         let (key, value, ttl) = on_the_wire();
         [
             Command::Acquire { key: key.clone(), value: value.clone(), ttl },
-            Command::Extend { key: key.clone(), value, ttl, heal: true, rules: Rules::Plain },
+            Command::Extend { key: key.clone(), value: value.clone(), ttl, heal: true, rules: Rules::Plain },
             release(Wake::Next),
             Command::Enlist { key: key.clone(), waited: Duration::from_millis(7) },
             Command::Inspect { key: key.clone() },
+            Command::Proclaim { key: key.clone(), value, said: proclaimed("hello"), ttl },
+            Command::Follow { key: key.clone() },
             Command::Remove { key },
         ]
+    }
+
+    fn proclaimed(text: &str) -> Proclamation {
+        Proclamation::new(&on_the_wire().1, Fence::new(33), (0, text))
     }
 
     fn on_the_wire() -> (Key, Value, Ttl) {
@@ -628,6 +675,14 @@ pub(super) mod tests {
         })
     }
 
+    /// The same with what is proclaimed, which may be nothing.
+    fn any_followed() -> impl Strategy<Value = Vec<u8>> {
+        (any_sighting(), proptest::option::of(vec(any::<u8>(), 0..40))).prop_map(|(sighting, said)| {
+            let said = said.map_or(b"$-1\r\n".to_vec(), |said| bulk(&said));
+            [b"*3\r\n", &sighting[4..], &said].concat()
+        })
+    }
+
     /// The same behind a word on the wait list, which may be alone.
     fn any_enlisted() -> impl Strategy<Value = Vec<u8>> {
         (any_sighting(), -1..3i64, any::<bool>()).prop_map(|(sighting, listed, is_alone)| {
@@ -682,7 +737,7 @@ pub(super) mod tests {
     }
 
     fn what_says(command: &Command, answer: &Answer) -> Option<Wire> {
-        use Command::{Acquire, Enlist, Extend, Inspect, Propose, Raise, Release, Remove};
+        use Command::{Acquire, Enlist, Extend, Follow, Inspect, Proclaim, Propose, Raise, Release, Remove};
         let and = |said, fence: &Fence| {
             Wire::Array(vec![Wire::Int(said), Wire::BulkString(fence.to_string().into_bytes())])
         };
@@ -698,8 +753,18 @@ pub(super) mod tests {
             (Extend { .. }, Answer::Healed) | (Release { .. }, Answer::Deleted { others_wait: true }) => {
                 Wire::Int(2)
             }
-            (Extend { .. } | Raise { .. } | Release { .. }, Answer::Missing) => Wire::Int(0),
-            (Extend { .. } | Raise { .. } | Release { .. }, Answer::Foreign) => Wire::Int(-1),
+            (Proclaim { .. }, Answer::Proclaimed) => Wire::Int(1),
+            (Extend { .. } | Raise { .. } | Release { .. } | Proclaim { .. }, Answer::Missing) => {
+                Wire::Int(0)
+            }
+            (Extend { .. } | Raise { .. } | Release { .. } | Proclaim { .. }, Answer::Foreign) => {
+                Wire::Int(-1)
+            }
+            (Follow { .. }, Answer::Seen(None)) => Wire::Nil,
+            (Follow { .. }, Answer::Followed(seen, said)) => {
+                let said = said.as_ref().map_or(Wire::Nil, |said| Wire::BulkString(said.as_bytes().to_vec()));
+                Wire::Array([parts(seen), vec![said]].concat())
+            }
             (Inspect { .. } | Enlist { .. }, Answer::Seen(None)) | (Remove { .. }, Answer::Removed(None)) => {
                 Wire::Nil
             }
@@ -731,7 +796,7 @@ pub(super) mod tests {
     #[test]
     fn nothing_but_the_exact_reply_is_an_answer() {
         let waiting = |said| Answer::Waiting { said: Box::new(said), counts_from: Instant::NEVER };
-        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_enlisted(), 2 => any_judged(), 1 => Just(b"$-1\r\n".to_vec())];
+        let replies = prop_oneof![4 => any_reply(), 1 => any_sighting(), 1 => any_followed(), 1 => any_enlisted(), 2 => any_judged(), 1 => Just(b"$-1\r\n".to_vec())];
         let plain = [
             Answer::Granted,
             Answer::Denied,
@@ -744,13 +809,14 @@ pub(super) mod tests {
             Answer::Enlisted(None),
             Answer::Seen(None),
             Answer::Removed(None),
+            Answer::Proclaimed,
             Answer::Enrolled(Fence::new(3)),
             waiting(Answer::Accepted),
             waiting(Answer::Voted(Fence::new(3))),
             waiting(Answer::Present),
             waiting(Answer::Foreign),
         ];
-        let all = [commands(), strict_commands()].concat();
+        let all = [commands().to_vec(), strict_commands().to_vec()].concat();
         random::check(8192, &(select(all), replies), |(command, reply)| {
             // What is no RESP ends the connection.
             let Ok(reply) = redis::parse_redis_value(&reply) else { return Ok(()) };

@@ -202,6 +202,8 @@ impl fmt::Display for Note {
                     Command::Enlist { .. } => ("ENLIST", None),
                     Command::Delist { .. } => ("DELIST", None),
                     Command::Inspect { .. } => ("INSPECT", None),
+                    Command::Proclaim { value, .. } => ("PROCLAIM", Some(value)),
+                    Command::Follow { .. } => ("FOLLOW", None),
                     Command::Remove { .. } => ("REMOVE", None),
                 };
                 write!(f, "c{} to n{}: {what}", client + 1, node + 1)?;
