@@ -18,7 +18,7 @@ use crate::entropy::Entropy;
 use crate::keeper::Keeper;
 use crate::node::{Listener, Node, Reply, Watcher};
 use crate::protocol::claim::{Action, Claim, Event, ExtensionFailure, Failure, Notice, Phase, Ticket};
-use crate::protocol::command::{Answer, Command, Key, NodeIndex};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Value};
 use crate::protocol::fence::Fence;
 use crate::protocol::release::ReleaseOutcome;
 use crate::protocol::report::Report;
@@ -415,6 +415,11 @@ impl Live {
         Some(fence)
     }
 
+    /// What stands in the keys of what is or was held.
+    pub(crate) fn value(self: &Arc<Self>) -> Option<Value> {
+        self.on_stage(|stage| stage.claim.value().cloned())
+    }
+
     pub(crate) fn votes(self: &Arc<Self>) -> Option<Report> {
         self.on_stage(|stage| stage.claim.votes())
     }
@@ -561,6 +566,16 @@ pub(crate) async fn survey_each(
     terms: &Terms,
     question: impl Fn(NodeIndex) -> Command,
 ) -> Round {
+    survey_until(doors, terms, question, |round| round.answers().all(|answer| answer.is_some())).await
+}
+
+/// The same, until the answers are enough.
+pub(crate) async fn survey_until(
+    doors: &Doors,
+    terms: &Terms,
+    question: impl Fn(NodeIndex) -> Command,
+    is_enough: impl Fn(&Round) -> bool,
+) -> Round {
     let now = doors.clock.now();
     let survey = Arc::new(Survey {
         round: Mutex::new(Round::to_all(RoundId(0), terms.quorum, now, terms.node_timeout)),
@@ -573,8 +588,11 @@ pub(crate) async fn survey_each(
     let mut deadline = pin!(doors.clock.sleep_until(now + terms.node_timeout));
     loop {
         let complete = survey.complete.notified();
-        if lock(&survey.round).answers().all(|answer| answer.is_some()) {
-            break;
+        {
+            let round = lock(&survey.round);
+            if is_enough(&round) || round.answers().all(|answer| answer.is_some()) {
+                break;
+            }
         }
         tokio::select! {
             () = complete => {}

@@ -240,6 +240,80 @@ impl From<AcquireError> for RunError {
     }
 }
 
+/// Why a [campaign](crate::Election::campaign) ended without an election.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CampaignError {
+    /// [`shutdown`](crate::Redlock::shutdown) was called.
+    Closed,
+    /// A setting of the election was refused, before anything was sent.
+    Settings(SettingsError),
+}
+
+impl fmt::Display for CampaignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CampaignError::Closed => f.write_str("the Redlock is shut down"),
+            CampaignError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CampaignError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            CampaignError::Closed => None,
+            CampaignError::Settings(error) => Some(error),
+        }
+    }
+}
+
+impl From<SettingsError> for CampaignError {
+    fn from(error: SettingsError) -> Self {
+        CampaignError::Settings(error)
+    }
+}
+
+/// Why a text was not [proclaimed](crate::Leadership::proclaim).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ProclaimError {
+    /// It leads no more, for good. Stop.
+    Lost,
+    /// Fewer nodes took it than make a majority, so not every observer need see it. It is tried again with each renewal of what is
+    /// proclaimed, three times in a lease.
+    NoQuorum(Box<Report>),
+    /// The text was refused, before anything was sent.
+    Settings(SettingsError),
+}
+
+impl fmt::Display for ProclaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProclaimError::Lost => f.write_str("the leadership is lost"),
+            ProclaimError::NoQuorum(report) => {
+                with_report(f, "not proclaimed to a majority of the nodes", Some(report))
+            }
+            ProclaimError::Settings(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ProclaimError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ProclaimError::Settings(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<SettingsError> for ProclaimError {
+    fn from(error: SettingsError) -> Self {
+        ProclaimError::Settings(error)
+    }
+}
+
 /// Less validity remains than was asked for: [`within`](crate::Guard::within).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{remaining:.1?} of validity remain, but {needed:.1?} are needed")]

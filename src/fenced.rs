@@ -5,14 +5,16 @@ use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{AcquireError, ExtendError, InspectError, RunError};
+use crate::error::{AcquireError, ExtendError, InspectError, RunError, SettingsError};
 use crate::guard::{Guard, Release};
 use crate::inspect::Inspection;
 use crate::mutex::Mutex;
+use crate::protocol::command::Key;
 use crate::protocol::fence::Fence;
-use crate::protocol::settings::Renewal;
+use crate::protocol::settings::{Renewal, Terms};
 use crate::protocol::wait::{Backoff, WakeBy};
 
 /// A [`Mutex`] whose guards have a [`Fence`]: for a resource that can check it, which then is safe even from a holder that was
@@ -91,6 +93,11 @@ macro_rules! settings {
 impl FencedMutex {
     pub(crate) fn new(mutex: Mutex) -> Self {
         FencedMutex(mutex.by_strict_rules())
+    }
+
+    /// The key, and the settings, if they are good.
+    pub(crate) fn settled(&self) -> Result<(Key, Arc<Terms>), SettingsError> {
+        self.0.settled()
     }
 
     settings! {

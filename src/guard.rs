@@ -55,6 +55,19 @@ impl Guard {
         Guard { live, terms }
     }
 
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    pub(crate) fn terms(&self) -> &Arc<Terms> {
+        &self.terms
+    }
+
+    /// A view that is valid until the loss is told, not until the validity ends.
+    pub(crate) fn watch_for_the_leader(&self) -> Watch {
+        Watch { early: self.terms.margin, ..self.watch() }
+    }
+
     /// The fence that came with the lock, if it is of a kind that has one.
     pub(crate) fn fence(&self) -> Option<Fence> {
         self.live.fence()
@@ -75,7 +88,7 @@ impl Guard {
     #[doc(alias = "TTL")]
     #[doc(alias = "Until")]
     pub fn remaining(&self) -> Duration {
-        remaining(&self.live)
+        remaining(&self.live, Duration::ZERO)
     }
 
     /// Whether the lock is valid at this moment. Local, no IO.
@@ -104,7 +117,7 @@ impl Guard {
     /// # }
     /// ```
     pub fn within(&self, needed: Duration) -> Result<(), WithinError> {
-        within(&self.live, needed)
+        within(remaining(&self.live, Duration::ZERO), needed)
     }
 
     /// A new lease of length `ttl` from now, rounded down to whole milliseconds; never shorter than the one that
@@ -194,7 +207,7 @@ impl Guard {
     /// # }
     /// ```
     pub fn watch(&self) -> Watch {
-        Watch { live: self.live.clone(), margin: self.terms.margin }
+        Watch { live: self.live.clone(), margin: self.terms.margin, early: Duration::ZERO }
     }
 
     /// What each node said to the acquisition, those that answered after the majority included.
@@ -275,6 +288,8 @@ impl fmt::Debug for Guard {
 pub struct Watch {
     live: Arc<Live>,
     margin: Duration,
+    /// So long before the validity ends this view is not valid any more.
+    early: Duration,
 }
 
 impl Watch {
@@ -287,13 +302,18 @@ impl Watch {
         ended(&self.live, self.margin).await;
     }
 
+    /// Gives the lock back if nobody has, and waits until it is known what became of it.
+    pub(crate) async fn released(&self) {
+        driver::release(&self.live).await;
+    }
+
     /// An error once the lock is not valid any more: between the steps of work that others do for the holder.
     ///
     /// # Errors
     ///
     /// If it is lost, released or dropped.
     pub fn check(&self) -> Result<(), WithinError> {
-        within(&self.live, Duration::ZERO)
+        self.within(Duration::ZERO)
     }
 
     /// As [`Guard::within`].
@@ -302,7 +322,7 @@ impl Watch {
     ///
     /// If less remains.
     pub fn within(&self, needed: Duration) -> Result<(), WithinError> {
-        within(&self.live, needed)
+        within(self.remaining(), needed)
     }
 
     /// As [`Guard::is_valid`].
@@ -312,7 +332,7 @@ impl Watch {
 
     /// As [`Guard::remaining`].
     pub fn remaining(&self) -> Duration {
-        remaining(&self.live)
+        remaining(&self.live, self.early)
     }
 }
 
@@ -330,12 +350,13 @@ fn not_extended(failure: ExtensionFailure) -> ExtendError {
     }
 }
 
-fn remaining(live: &Live) -> Duration {
-    live.valid_until().since(live.now())
+fn remaining(live: &Live, early: Duration) -> Duration {
+    // Whoever ends early is done once the loss was told, for whatever reason.
+    let is_over = !early.is_zero() && live.has_ended();
+    if is_over { Duration::ZERO } else { (live.valid_until() - early).since(live.now()) }
 }
 
-fn within(live: &Live, needed: Duration) -> Result<(), WithinError> {
-    let remaining = remaining(live);
+fn within(remaining: Duration, needed: Duration) -> Result<(), WithinError> {
     if remaining >= needed && !remaining.is_zero() { Ok(()) } else { Err(WithinError { needed, remaining }) }
 }
 

@@ -49,6 +49,7 @@
 mod builder;
 mod diagnose;
 mod driver;
+mod election;
 mod error;
 mod fenced;
 mod guard;
@@ -97,9 +98,10 @@ pub mod protocol;
 
 pub use builder::RedlockBuilder;
 pub use diagnose::{Diagnosis, Finding, NodeDiagnosis, Severity};
+pub use election::{Election, ElectionStatus, Leader, Leadership, Observer, Role};
 pub use error::{
-    AcquireError, ConnectError, EnrolError, ExtendError, Held, InspectError, NotHeld, RunError,
-    SettingsError, WithinError,
+    AcquireError, CampaignError, ConnectError, EnrolError, ExtendError, Held, InspectError, NotHeld,
+    ProclaimError, RunError, SettingsError, WithinError,
 };
 pub use fenced::{FencedGuard, FencedMutex};
 pub use guard::{Guard, Release, Watch};

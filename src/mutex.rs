@@ -55,6 +55,8 @@ pub struct Mutex {
     wishes: Option<Box<Wishes>>,
     wait: Option<Duration>,
     max_waiters: usize,
+    /// Who holds, if it is not the client's holder.
+    holder: Option<Arc<str>>,
     metadata: Option<String>,
     /// It is to be won with a fence, from nodes that judge themselves.
     is_strict: bool,
@@ -65,13 +67,30 @@ pub struct Mutex {
 impl Mutex {
     pub(crate) fn new(core: Arc<Core>, namespace: Arc<str>, resource: &[u8]) -> Self {
         let (wait, max_waiters, resource) = (core.wait, core.max_waiters, resource.to_vec());
-        let (wishes, metadata, request) = (None, None, OnceLock::new());
+        let (wishes, holder, metadata, request) = (None, None, None, OnceLock::new());
         let is_strict = false;
-        Mutex { core, namespace, resource, wishes, wait, max_waiters, metadata, is_strict, request }
+        Mutex { core, namespace, resource, wishes, wait, max_waiters, holder, metadata, is_strict, request }
     }
 
     pub(crate) fn by_strict_rules(self) -> Self {
         Mutex { is_strict: true, ..self }
+    }
+
+    /// With these settings instead of the client's.
+    pub(crate) fn wishing(self, wishes: Wishes) -> Self {
+        self.wish(|all| *all = wishes)
+    }
+
+    /// In the name of another holder than the client's.
+    pub(crate) fn held_by(mut self, holder: &str) -> Self {
+        self.holder = Some(holder.into());
+        self.request = OnceLock::new();
+        self
+    }
+
+    /// The key, and the settings, if they are good.
+    pub(crate) fn settled(&self) -> Result<(Key, Arc<Terms>), SettingsError> {
+        self.check().map(|request| (request.key, request.terms))
     }
 
     fn wish(mut self, change: impl FnOnce(&mut Wishes)) -> Self {
@@ -402,12 +421,13 @@ impl Mutex {
             Some(wishes) => Arc::new(wishes.check(&self.core.terms.nodes)?),
             None => self.core.terms.clone(),
         };
-        let signature = match &self.metadata {
-            Some(metadata) => {
-                check_signature(&self.core.holder, Some(metadata))?;
-                Signature::new(&self.core.holder, Some(metadata))
+        let signature = match (&self.holder, &self.metadata) {
+            (None, None) => self.core.signature.clone(),
+            (holder, metadata) => {
+                let holder = holder.as_deref().unwrap_or(&self.core.holder);
+                check_signature(holder, metadata.as_deref())?;
+                Signature::new(holder, metadata.as_deref())
             }
-            None => self.core.signature.clone(),
         };
         Ok(self.request.get_or_init(|| Request { key, signature, terms }).clone())
     }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use crate::builder::RedlockBuilder;
 use crate::diagnose::Diagnosis;
 use crate::driver::{self, Doors};
+use crate::election::Election;
 #[cfg(feature = "redis")]
 use crate::error::ConnectError;
 use crate::error::EnrolError;
@@ -177,6 +178,11 @@ impl Redlock {
     /// Describes a lock on `resource` that comes with a [`Fence`](crate::Fence). Nothing is sent: see [`FencedMutex`].
     pub fn fenced_mutex(&self, resource: impl AsRef<[u8]>) -> FencedMutex {
         FencedMutex::new(self.mutex(resource))
+    }
+
+    /// Describes an election: one leader at a time among the candidates of that name. Nothing is sent: see [`Election`].
+    pub fn election(&self, name: impl AsRef<[u8]>) -> Election {
+        Election::new(self.core.clone(), self.namespace.clone(), name.as_ref())
     }
 
     /// An operator's word that nothing is held in this namespace: nodes that do not count for

@@ -1,9 +1,12 @@
 //! What must be spawned can be spawned: every future of the surface is `Send`, and so are the values that one sends to
 //! other tasks. That this compiles is the test; that it runs shows that it does what it says.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use redlock_quorum::{Guard, MemoryNodes, Mutex, Redlock, Watch};
+use redlock_quorum::{
+    Election, ElectionStatus, Guard, Leader, Leadership, MemoryNodes, Mutex, Observer, Redlock, Watch,
+};
 
 fn is_send<T: Send>(value: T) -> T {
     value
@@ -57,6 +60,35 @@ async fn work_under_a_lock_can_be_spawned() {
         (length.expect("run"), tried.expect("answered"))
     });
     assert_eq!(task.await.expect("no panic"), (21, Some(21)));
+}
+
+#[tokio::test]
+async fn elections_can_be_spawned() {
+    goes_anywhere::<Election>();
+    goes_anywhere::<Leadership>();
+    goes_anywhere::<Observer>();
+    goes_anywhere::<Leader>();
+    goes_anywhere::<ElectionStatus>();
+
+    let redlock = MemoryNodes::new(3).redlock();
+    let task = tokio::spawn(async move {
+        let election = redlock.election("a");
+        let mut observer = election.observe().expect("settings that fit");
+        assert!(is_send(observer.next()).await.is_none());
+        let leadership = is_send(election.campaign()).await.expect("elected");
+        is_send(leadership.proclaim("here")).await.expect("leads");
+        assert!(is_send(election.leader()).await.expect("answered").is_some());
+        let watch = leadership.watch();
+        let watching = tokio::spawn(async move { watch.lost().await });
+        is_send(leadership.resign()).await.ok().expect("led");
+        watching.await.expect("no panic");
+        let work = async |_leadership: Leadership| {
+            tokio::task::yield_now().await;
+            ControlFlow::Break(7)
+        };
+        is_send(election.run(work)).await.expect("led")
+    });
+    assert_eq!(task.await.expect("no panic"), 7);
 }
 
 async fn generic<F: Future<Output = u32> + Send>(
