@@ -1,5 +1,8 @@
 //! Elections: who leads, who is told what when, and for how long nobody leads. First on nodes in memory and in paused time, where
-//! each moment is exact; then on real servers with faults.
+//! each moment is exact; then on real servers with faults, in `servers`.
+
+#[cfg(feature = "redis")]
+mod harness;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -485,5 +488,449 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// On real servers. Nothing is asserted to be quick, only within the bounds that docs/operations.md gives, on whatever machine this
+/// is; what was measured is printed.
+#[cfg(feature = "redis")]
+mod servers {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    use std::sync::Mutex;
+
+    use futures::future::join_all;
+    use redlock_quorum::{RedlockBuilder, Watch};
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::harness::process::Process;
+    use super::harness::proxy::Proxy;
+    use super::harness::witness::{Held, Moment, overlaps};
+    use super::harness::{Cluster, PROMPT, one_at_a_time, over, promptly, soon, until};
+    use super::*;
+
+    const LEASE: Duration = secs(1);
+
+    /// Two thirds.
+    const RENEW_DEADLINE: Duration = ms(667);
+
+    /// Without a leader after one that resigned: as long as whoever waits sleeps where a message is lost, and what a busy machine
+    /// adds to a few round trips.
+    const AFTER_A_RESIGNATION: Duration = secs(2);
+
+    /// Without a leader after one that died: the lease, and the same.
+    const AFTER_A_DEATH: Duration = secs(3);
+
+    async fn connected(builder: RedlockBuilder) -> Redlock {
+        promptly(builder.ttl(LEASE).connect()).await.expect("a majority is there")
+    }
+
+    /// Servers whose nodes count for fences from the beginning.
+    async fn started(nodes: usize) -> (Cluster, Redlock) {
+        let cluster = Cluster::start(nodes).await;
+        let redlock = connected(cluster.builder()).await;
+        promptly(redlock.bootstrap()).await.expect("new, and a majority is there");
+        (cluster, redlock)
+    }
+
+    async fn in_the_end(election: &Election) -> Leadership {
+        soon(PROMPT * 2, election.campaign()).await.expect("waits as long as it takes")
+    }
+
+    /// What leaders saw of their leaderships, in one process.
+    #[derive(Clone, Default)]
+    struct Chronicle(Arc<Mutex<Vec<(Fence, Held)>>>);
+
+    impl Chronicle {
+        /// From when a leader knew it until it gave it up, or it was over by itself.
+        async fn write(&self, leadership: &Leadership, who: &str, length: Duration) {
+            let from = Moment::now();
+            let mut held = Held {
+                what: "job".to_owned(),
+                who: who.to_owned(),
+                from,
+                until: from.after(leadership.remaining()),
+            };
+            let _ = timeout(length, leadership.lost()).await;
+            // Never too late: the clock is read before.
+            let now = Moment::now();
+            held.until = held.until.max(now.after(leadership.remaining())).min(now);
+            self.0.lock().expect("whole").push((leadership.term(), held));
+        }
+
+        /// No two at once, and each with a term above all before.
+        fn check(&self) -> Vec<Fence> {
+            let mut chronicle = self.0.lock().expect("whole").clone();
+            chronicle.sort_by_key(|(_, held)| held.from);
+            let (terms, holds): (Vec<Fence>, Vec<Held>) = chronicle.into_iter().unzip();
+            assert_eq!(overlaps(holds), [], "two lead at once");
+            assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+            terms
+        }
+    }
+
+    /// Prints what is measured, and holds it against the bound.
+    fn report(what: &str, mut gaps: Vec<Duration>, bound: Duration) {
+        gaps.sort_unstable();
+        let at = |percent: usize| gaps[(gaps.len() * percent / 100).min(gaps.len() - 1)];
+        println!("without a leader after {what}: p50 {:.1?}, p99 {:.1?}, of {}", at(50), at(99), gaps.len());
+        assert!(at(100) <= bound, "{what}: {:?} without a leader", at(100));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_50_candidates_one_leads_at_a_time_through_100_hand_overs() {
+        const CANDIDATES: usize = 50;
+        const HAND_OVERS: usize = 100;
+        let _turn = one_at_a_time().await;
+        let (cluster, redlock) = started(3).await;
+        let clients = join_all((0..CANDIDATES).map(|_| connected(cluster.builder()))).await;
+        let chronicle = Chronicle::default();
+        let (resigned_at, gaps) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Vec::new())));
+        let watching = observed(&looking(&redlock));
+        let candidates = clients.into_iter().enumerate().map(|(number, redlock)| {
+            let (chronicle, resigned_at, gaps) = (chronicle.clone(), resigned_at.clone(), gaps.clone());
+            tokio::spawn(async move {
+                let name = format!("host-{number}");
+                let election = candidate(&redlock, &name);
+                loop {
+                    let leadership = elected(&election).await;
+                    let elected_at = Moment::now();
+                    let resigned: Option<Moment> = resigned_at.lock().expect("whole").take();
+                    if let Some(resigned) = resigned {
+                        gaps.lock().expect("whole").push(elected_at.since(resigned));
+                    }
+                    let is_over = gaps.lock().expect("whole").len() >= HAND_OVERS;
+                    chronicle.write(&leadership, &name, ms(if is_over { 1 } else { 20 })).await;
+                    *resigned_at.lock().expect("whole") = Some(Moment::now());
+                    leadership.resign().await.ok().expect("led until now");
+                    if is_over {
+                        return;
+                    }
+                }
+            })
+        });
+        let candidates: Vec<_> = candidates.collect();
+        for ended in soon(secs(40), join_all(candidates)).await {
+            ended.expect("no panic");
+        }
+        let terms = chronicle.check();
+        assert!(terms.len() >= HAND_OVERS + CANDIDATES);
+        report("a resignation", gaps.lock().expect("whole").clone(), AFTER_A_RESIGNATION);
+        watching.abort();
+        let seen = watching.await.expect_err("looks on for ever");
+        assert!(seen.is_cancelled());
+    }
+
+    /// Looks on, and finds that terms rise.
+    fn observed(election: &Election) -> JoinHandle<()> {
+        let mut observer = election.observe().expect("settings that fit");
+        tokio::spawn(async move {
+            let mut last = Fence::NONE;
+            loop {
+                if let Some(leader) = observer.next().await {
+                    assert!(leader.term() >= last, "{leader:?} after {last}");
+                    last = leader.term();
+                }
+            }
+        })
+    }
+
+    // ── leaders that are processes of their own ─────────────────────────────────────────────────────────────────────────
+
+    const NODES_OF_THE_LEADER: &str = "REDLOCK_TEST_LEADER_OVER";
+
+    const ELECTION_OF_THE_LEADER: &str = "REDLOCK_TEST_LEADER_OF";
+
+    /// This test is nothing by itself: others run it as a process that stands for an election until it is killed. It says
+    /// `leads TERM` when it is elected, `woke leads=..` when it stood still for a lease, and `lost` when it was told.
+    #[test]
+    fn a_process_that_leads() {
+        let Ok(nodes) = std::env::var(NODES_OF_THE_LEADER) else { return };
+        let name = std::env::var(ELECTION_OF_THE_LEADER).expect("with the nodes");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let redlock = connected(over(nodes.split(','))).await;
+            let election = redlock.election(name).candidate("a process");
+            let run = election.run(async |leadership| {
+                let watch = leadership.watch();
+                std::thread::spawn(move || looks_when_time_has_passed(&watch));
+                println!("leads {}", leadership.term());
+                let _said = SaysSo;
+                std::future::pending::<ControlFlow<()>>().await
+            });
+            run.await.expect("for ever");
+        });
+    }
+
+    struct SaysSo;
+
+    impl Drop for SaysSo {
+        fn drop(&mut self) {
+            println!("lost");
+        }
+    }
+
+    /// Apart from the runtime, so that it is there at once when the process goes on.
+    fn looks_when_time_has_passed(watch: &Watch) {
+        let mut before = Moment::now();
+        loop {
+            std::thread::sleep(ms(1));
+            let now = Moment::now();
+            if now.since(before) > LEASE {
+                println!("woke leads={}", watch.is_valid());
+                return;
+            }
+            before = now;
+        }
+    }
+
+    /// A process that stands for an election, and what it says.
+    struct Leading {
+        process: Process,
+        said: mpsc::UnboundedReceiver<String>,
+    }
+
+    impl Leading {
+        fn start(cluster: &Cluster, election: &str) -> Self {
+            let mut command = Command::new(std::env::current_exe().expect("this test"));
+            command
+                .args(["--exact", "servers::a_process_that_leads", "--nocapture"])
+                .env(NODES_OF_THE_LEADER, cluster.addresses().join(","))
+                .env(ELECTION_OF_THE_LEADER, election)
+                .stdout(Stdio::piped());
+            let mut process = Process::run(&mut command);
+            let lines = BufReader::new(process.told()).lines();
+            let (says, said) = mpsc::unbounded_channel();
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).for_each(|line| {
+                    let _ = says.send(line);
+                });
+            });
+            Leading { process, said }
+        }
+
+        /// The rest of the next line that begins so.
+        async fn says(&mut self, begin: &str) -> String {
+            soon(PROMPT * 2, async {
+                loop {
+                    let line = self.said.recv().await.expect("it goes on");
+                    if let Some(rest) = line.strip_prefix(begin) {
+                        return rest.to_owned();
+                    }
+                }
+            })
+            .await
+        }
+
+        async fn leads(&mut self) -> Fence {
+            Fence::new(self.says("leads ").await.parse().expect("a number"))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn after_a_leader_was_killed_the_next_one_is_elected_when_its_lease_is_over() {
+        const LANES: usize = 5;
+        const KILLS: usize = 5;
+        let _turn = one_at_a_time().await;
+        let (cluster, redlock) = started(3).await;
+        let lanes = (0..LANES).map(async |lane| {
+            let name = format!("lane {lane}");
+            let rival = redlock.election(&name).candidate("the rival");
+            let (mut gaps, mut last) = (Vec::new(), Fence::NONE);
+            for _ in 0..KILLS {
+                let mut leader = Leading::start(&cluster, &name);
+                let term = leader.leads().await;
+                let campaign = rival.campaign();
+                let killed = async {
+                    // Somewhere between two renewals.
+                    sleep(ms(300) + ms(37) * u32::try_from(gaps.len() * LANES + lane).expect("few")).await;
+                    leader.process.kill();
+                    Moment::now()
+                };
+                let (leadership, killed) = soon(PROMPT * 2, futures::future::join(campaign, killed)).await;
+                let leadership = leadership.expect("waits as long as it takes");
+                gaps.push(Moment::now().since(killed));
+                assert!(last < term && term < leadership.term());
+                last = leadership.term();
+                leadership.resign().await.ok().expect("led until now");
+            }
+            gaps
+        });
+        let gaps = join_all(lanes).await.concat();
+        // What was left of the lease: it was renewed less than a fifth of it before, or a little more.
+        assert!(gaps.iter().all(|gap| *gap > LEASE / 2), "before the lease was over: {gaps:?}");
+        report("a leader was killed", gaps, AFTER_A_DEATH);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_leader_that_stood_still_knows_at_once_that_it_leads_no_more_and_stands_again() {
+        let _turn = one_at_a_time().await;
+        let (cluster, redlock) = started(3).await;
+        let mut process = Leading::start(&cluster, "job");
+        let first = process.leads().await;
+        process.process.stop();
+        let leadership = in_the_end(&candidate(&redlock, "b")).await;
+        assert!(leadership.term() > first);
+        sleep(LEASE).await;
+        process.process.cont();
+        assert_eq!(process.says("woke leads=").await, "false");
+        process.says("lost").await;
+        assert!(leadership.is_leader(), "nothing that it had under way changes that");
+        sleep(LEASE).await;
+        assert!(leadership.is_leader(), "nor what it tries since");
+        let term = leadership.term();
+        leadership.resign().await.ok().expect("led until now");
+        assert!(process.leads().await > term, "it has stood for the election again");
+    }
+
+    // ── networks and nodes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    #[tokio::test]
+    async fn a_leader_that_is_cut_off_steps_down_before_another_is_elected() {
+        let _turn = one_at_a_time().await;
+        let cluster = Cluster::start(3).await;
+        let proxies = join_all(cluster.servers.iter().map(|server| Proxy::before(server.port()))).await;
+        // Under the same names, by which clients know that they mean the same nodes.
+        let client = async || connected(over(proxies.iter().map(Proxy::address))).await;
+        let ours = client().await;
+        promptly(ours.bootstrap()).await.expect("new, and a majority is there");
+        let leadership = elected(&candidate(&ours, "a")).await;
+        sleep(ms(300)).await;
+        // Its connections to a majority carry nothing any more. Those of a client that comes later do.
+        proxies[..2].iter().for_each(Proxy::strand);
+        let cut = Moment::now();
+        let theirs = client().await;
+        let rival = candidate(&theirs, "b");
+        let campaign = async {
+            let leadership = in_the_end(&rival).await;
+            (Moment::now(), leadership)
+        };
+        let loses = async {
+            promptly(leadership.lost()).await;
+            Moment::now()
+        };
+        let ((elected_at, next), lost_at) = futures::future::join(campaign, loses).await;
+        println!(
+            "lost {:.1?} and another elected {:.1?} after the cut",
+            lost_at.since(cut),
+            elected_at.since(cut)
+        );
+        assert!(lost_at < elected_at && !leadership.is_leader());
+        assert!(
+            elected_at.since(lost_at) > (LEASE - RENEW_DEADLINE) / 2,
+            "the rest of the lease is for stopping"
+        );
+        assert!(next.term() > leadership.term());
+        // What was on its way arrives, and gives nothing back.
+        proxies[..2].iter().for_each(Proxy::set_afloat);
+        sleep(LEASE).await;
+        assert!(next.is_leader() && !leadership.is_leader());
+        let again = candidate(&ours, "a");
+        let campaign = async {
+            drop(leadership);
+            in_the_end(&again).await
+        };
+        let resigns = async {
+            sleep(ms(300)).await;
+            let term = next.term();
+            next.resign().await.ok().expect("led until now");
+            term
+        };
+        let (leadership, before) = futures::future::join(campaign, resigns).await;
+        assert!(leadership.term() > before);
+    }
+
+    #[tokio::test]
+    async fn a_leader_leads_on_without_a_minority_of_the_nodes_and_no_longer_without_a_majority() {
+        let _turn = one_at_a_time().await;
+        let (mut cluster, redlock) = started(5).await;
+        let other = connected(cluster.builder()).await;
+        let leadership = elected(&candidate(&redlock, "a")).await;
+        cluster.servers[0].kill();
+        cluster.servers[1].stop();
+        let begin = Moment::now();
+        while Moment::now().since(begin) < LEASE * 3 {
+            assert!(leadership.is_leader(), "after {:?}", Moment::now().since(begin));
+            sleep(ms(10)).await;
+        }
+        let looks_on = looking(&other);
+        let seen = promptly(looks_on.leader()).await.expect("three of five answer").expect("it leads");
+        assert_eq!((seen.candidate(), seen.term()), ("a", leadership.term()));
+        cluster.servers[2].kill();
+        let lost = Moment::now();
+        promptly(leadership.lost()).await;
+        assert!(Moment::now().since(lost) < RENEW_DEADLINE + ms(200));
+        let (status, term) = (candidate(&redlock, "a"), leadership.term());
+        assert!(!leadership.is_leader());
+        drop(leadership);
+
+        // One that stood still is back with its memory, and so is a majority. The others have forgotten all.
+        cluster.servers[1].cont();
+        for node in [0, 2] {
+            cluster.servers[node].restart_empty().await;
+        }
+        let back = Moment::now();
+        let leadership = in_the_end(&status).await;
+        println!("elected {:.1?} after the nodes were back", Moment::now().since(back));
+        assert!(leadership.term() > term);
+        // After the longest lease these count again, and a leadership rests on them as well.
+        sleep(LEASE * 3).await;
+        cluster.servers[3].kill();
+        cluster.servers[4].kill();
+        sleep(LEASE * 2).await;
+        assert!(leadership.is_leader());
+        leadership.resign().await.ok().expect("led until now");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_aborted_resigns_and_a_runtime_that_is_dropped_leaves_a_lease_at_most() {
+        let _turn = one_at_a_time().await;
+        let (cluster, redlock) = started(3).await;
+        let rival = candidate(&redlock, "b");
+        let ours = connected(cluster.builder()).await;
+        let leading = {
+            let election = candidate(&ours, "a");
+            tokio::spawn(async move {
+                election.run(async |_| std::future::pending::<ControlFlow<()>>().await).await
+            })
+        };
+        let looks_on = looking(&redlock);
+        let leads = async || promptly(looks_on.leader()).await.expect("answered").is_some();
+        until("a leader", async || leads().await).await;
+        let campaign = async {
+            let leadership = in_the_end(&rival).await;
+            (Moment::now(), leadership)
+        };
+        let abort = async {
+            sleep(ms(300)).await;
+            leading.abort();
+            Moment::now()
+        };
+        let ((elected_at, leadership), aborted) = futures::future::join(campaign, abort).await;
+        report("a task was aborted", vec![elected_at.since(aborted)], AFTER_A_RESIGNATION);
+        leadership.resign().await.ok().expect("led until now");
+
+        let (leads, is_elected) = std::sync::mpsc::channel();
+        let builder = cluster.builder();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            let redlock = runtime.block_on(connected(builder));
+            let leadership = runtime.block_on(elected(&candidate(&redlock, "a")));
+            leads.send(leadership.term()).expect("waited for");
+            ends.recv().expect("told to end");
+            // The runtime first: nothing is left that could send a release.
+            runtime.shutdown_background();
+            Moment::now()
+        });
+        let term =
+            tokio::task::spawn_blocking(move || is_elected.recv()).await.expect("no panic").expect("elected");
+        end.send(()).expect("waits");
+        let leadership = in_the_end(&rival).await;
+        let elected_at = Moment::now();
+        assert!(leadership.term() > term);
+        let ended = thread.join().expect("no panic");
+        report("a runtime was dropped", vec![elected_at.since(ended)], AFTER_A_DEATH);
     }
 }
