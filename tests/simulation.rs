@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redlock_quorum::protocol::admission::RestartProtection;
-use redlock_quorum::protocol::settings::Wishes;
+use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::sim::check::Violation;
 use redlock_quorum::sim::choose::{Replay, Seeded};
 use redlock_quorum::sim::fault::FaultClass;
@@ -68,6 +68,47 @@ fn random_histories_of_locks_with_fences_find_nothing() {
         assert!(count > HISTORIES * floor / 4, "only {count} {what} in {} histories", HISTORIES / 2);
     }
     assert!(reached.enrolled > HISTORIES / 10, "only {} nodes count again", reached.enrolled);
+}
+
+/// Candidates as `Election` makes them: they wait for as long as it takes, step down long before the lease is over, and stand again
+/// after a loss.
+fn election(seed: u64) -> Scope {
+    let mut scope = Scope::drawn_with_fences(seed, &FaultClass::HARMLESS_TO_STRICT_KINDS);
+    let terms = &scope.wishes[0].terms;
+    let (lease, drift) = (terms.max_ttl.as_duration(), terms.drift);
+    let renew_deadline = lease * 2 / 3;
+    let wishes = Wishes {
+        ttl: lease,
+        margin: lease - drift.allowance(terms.max_ttl) - renew_deadline,
+        renewal: Renewal::Every(lease / 5),
+        hold_at_most: Duration::MAX - Duration::from_nanos(1),
+        ..Wishes::default()
+    };
+    let terms = Arc::new(wishes.check(&terms.nodes).expect("terms that agree"));
+    let wish =
+        || WishFor { terms: terms.clone(), wait: Some(Duration::from_secs(10)), without_restarts: false };
+    scope.wishes = vec![wish(), wish()];
+    scope
+}
+
+/// Never two leaders, each with a term above all before; a loss is told at the renew deadline; and when all is mended there is a
+/// leader within a bound.
+#[test]
+fn random_histories_of_elections_find_nothing() {
+    let mut reached = Reached::default();
+    let histories = HISTORIES / 2;
+    for seed in 0..histories {
+        let history = live(&Arc::new(election(seed)), &mut Seeded::new(seed), STEPS);
+        assert!(history.violation.is_none(), "seed {seed}: {}", history.shrunk());
+        reached.add(history.reached);
+    }
+    println!("{histories} histories of elections: {reached:?}");
+    let Reached { won, lost, won_again, handed_over, .. } = reached;
+    for (what, count) in
+        [("won", won), ("lost", lost), ("won again", won_again), ("handed over", handed_over)]
+    {
+        assert!(count > histories / 10, "only {count} {what} in {histories} histories");
+    }
 }
 
 /// Two may hold at once where keys vanish early or clocks of nodes jump. No two of them have the same fence, so a store that

@@ -1,6 +1,7 @@
 //! A history from beginning to end: steps that a chooser takes, then calm, in which everything is mended and must come right.
 //! A history that fails is shrunk to the steps that matter.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,10 @@ pub struct Reached {
     pub lost: u64,
     /// Claims that gave up.
     pub failed: u64,
+    /// Locks won by a client that had lost the one before.
+    pub won_again: u64,
+    /// Locks won right after another client had released, and had woken somebody.
+    pub handed_over: u64,
 }
 
 impl Reached {
@@ -62,6 +67,8 @@ impl Reached {
         self.extended += other.extended;
         self.lost += other.lost;
         self.failed += other.failed;
+        self.won_again += other.won_again;
+        self.handed_over += other.handed_over;
     }
 
     fn note(&mut self, note: &Note) {
@@ -186,7 +193,31 @@ struct Life {
     world: World,
     checker: Checker,
     reached: Reached,
+    ends: Ends,
     calm: Vec<Step>,
+}
+
+/// How the last locks of all clients ended.
+#[derive(Default)]
+struct Ends {
+    lost: BTreeSet<ClientIndex>,
+    /// Who has released last, and woken another.
+    woke: Option<ClientIndex>,
+}
+
+impl Ends {
+    fn note(&mut self, note: &Note, reached: &mut Reached) {
+        let Note::Told { client, notice } = note else { return };
+        match notice {
+            Notice::Won => {
+                reached.won_again += u64::from(self.lost.remove(client));
+                reached.handed_over += u64::from(self.woke.take().is_some_and(|other| other != *client));
+            }
+            Notice::Lost(_) => _ = self.lost.insert(*client),
+            Notice::Released { others_wait, .. } => self.woke = others_wait.then_some(*client),
+            _ => {}
+        }
+    }
 }
 
 impl Life {
@@ -195,6 +226,7 @@ impl Life {
             world: World::new(scope.clone()),
             checker: Checker::default(),
             reached: Reached::default(),
+            ends: Ends::default(),
             calm: Vec::new(),
         }
     }
@@ -202,7 +234,10 @@ impl Life {
     fn step(&mut self, step: Step) -> Result<(), Violation> {
         self.world.perform(step);
         self.reached.steps += 1;
-        self.world.notes().iter().for_each(|note| self.reached.note(note));
+        for note in self.world.notes() {
+            self.reached.note(note);
+            self.ends.note(note, &mut self.reached);
+        }
         self.checker.look(&self.world)
     }
 
