@@ -299,7 +299,7 @@ impl Stage {
     fn invite(&self, length: Duration) {
         match self {
             Stage::Memory { .. } => {
-                say("In memory there is no process to kill; with REDLOCK_NODES there is.")
+                say("In memory there is no process to kill; with REDLOCK_NODES there is.");
             }
             Stage::Servers { hosts, .. } => {
                 say(format!(

@@ -712,15 +712,23 @@ mod servers {
 
         /// The rest of the next line that begins so.
         async fn says(&mut self, begin: &str) -> String {
+            let [rest] = self.says_all([begin]).await;
+            rest
+        }
+
+        /// The same of several lines, in whatever order they come.
+        async fn says_all<const N: usize>(&mut self, begins: [&str; N]) -> [String; N] {
+            let mut said = [const { None }; N];
             soon(PROMPT * 2, async {
-                loop {
+                while said.iter().any(Option::is_none) {
                     let line = self.said.recv().await.expect("it goes on");
-                    if let Some(rest) = line.strip_prefix(begin) {
-                        return rest.to_owned();
+                    for (begin, rest) in begins.iter().zip(&mut said) {
+                        *rest = rest.take().or_else(|| line.strip_prefix(begin).map(str::to_owned));
                     }
                 }
             })
-            .await
+            .await;
+            said.map(|rest| rest.expect("said"))
         }
 
         async fn leads(&mut self) -> Fence {
@@ -774,8 +782,9 @@ mod servers {
         assert!(leadership.term() > first);
         sleep(LEASE).await;
         process.process.cont();
-        assert_eq!(process.says("woke leads=").await, "false");
-        process.says("lost").await;
+        // Whoever of the two threads is first.
+        let [leads, _] = process.says_all(["woke leads=", "lost"]).await;
+        assert_eq!(leads, "false");
         assert!(leadership.is_leader(), "nothing that it had under way changes that");
         sleep(LEASE).await;
         assert!(leadership.is_leader(), "nor what it tries since");
