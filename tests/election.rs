@@ -333,6 +333,25 @@ async fn who_holds_without_having_been_elected_is_not_taken_for_a_leader() {
     assert!(looks_on.leader().await.is_err(), "one of three answers");
 }
 
+/// While a text spreads, a look may meet the one before once more. That is no news.
+#[tokio::test(start_paused = true)]
+async fn what_a_leader_has_said_before_is_not_told_again() {
+    let nodes = MemoryNodes::new(3);
+    let (ours, theirs) = (nodes.redlock(), nodes.redlock());
+    let mut observer = looking(&theirs).observe().expect("settings that fit");
+    let leadership = elected(&candidate(&ours, "a")).await;
+    leadership.proclaim("one").await.expect("leads");
+    assert_eq!(observer.next().await.expect("one").proclaimed(), "one");
+    // Two have it, and then one of them is away: what is left to be seen is what one has, and the other has not heard.
+    nodes.stop(2);
+    nodes.partition(&ours, [1], Partition::CommandsLost);
+    assert!(matches!(leadership.proclaim("two").await, Err(ProclaimError::NoQuorum(_))));
+    assert_eq!(observer.next().await.expect("one").proclaimed(), "two");
+    nodes.start(2);
+    nodes.stop(0);
+    assert!(timeout(secs(2), observer.next()).await.is_err(), "the one before is told again");
+}
+
 /// A minority that missed it, or forgot it, does not matter; nor does it matter that others have.
 #[tokio::test(start_paused = true)]
 async fn a_leader_is_seen_while_a_majority_has_its_word() {

@@ -19,8 +19,8 @@ const SOONEST: Duration = Duration::from_millis(10);
 /// Who leads, as an [observer](crate::Election::observe) saw it: the lock of one candidate stood on a majority of the nodes, and the
 /// candidate had been told that it leads.
 ///
-/// It may have ceased to lead since. And at the end of a lease the nodes show it for a little longer than the leader itself
-/// counts on it: for the [renew deadline](crate::Election::renew_deadline) to the end of the lease, and the drift allowance.
+/// It may have ceased to lead since. One that died, or that was told that it lost because it could renew no more, is shown until its
+/// keys have gone: to the end of its lease, and for as long as the clock of a node is slow.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Leader {
     value: Value,
@@ -32,6 +32,10 @@ impl Leader {
     fn new(value: Value, proclaimed: Proclamation) -> Self {
         let term = proclaimed.by(&value).expect("what was read as its own").term;
         Leader { value, proclaimed, term }
+    }
+
+    fn revision(&self) -> u64 {
+        self.proclaimed.by(&self.value).map_or(0, |said| said.revision)
     }
 
     /// Its name.
@@ -131,10 +135,18 @@ impl Observer {
                     None
                 }
             };
-            if self.told.as_ref() != Some(&seen) {
+            if self.is_news(&seen) {
                 self.told = Some(seen.clone());
                 return seen;
             }
+        }
+    }
+
+    /// Of what one leader proclaims, only what is later is news: while it spreads, not every look meets it.
+    fn is_news(&self, seen: &Option<Leader>) -> bool {
+        match (&self.told, seen) {
+            (Some(Some(told)), Some(seen)) if told.value == seen.value => seen.revision() > told.revision(),
+            (told, seen) => told.as_ref() != Some(seen),
         }
     }
 
