@@ -606,7 +606,8 @@ mod servers {
         let clients = join_all((0..CANDIDATES).map(|_| connected(cluster.builder()))).await;
         let chronicle = Chronicle::default();
         let (resigned_at, gaps) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Vec::new())));
-        let watching = observed(&looking(&redlock));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let watching = observed(&looking(&redlock), seen.clone());
         let candidates = clients.into_iter().enumerate().map(|(number, redlock)| {
             let (chronicle, resigned_at, gaps) = (chronicle.clone(), resigned_at.clone(), gaps.clone());
             tokio::spawn(async move {
@@ -637,19 +638,23 @@ mod servers {
         assert!(terms.len() >= HAND_OVERS + CANDIDATES);
         report("a resignation", gaps.lock().expect("whole").clone(), AFTER_A_RESIGNATION);
         watching.abort();
-        let seen = watching.await.expect_err("looks on for ever");
-        assert!(seen.is_cancelled());
+        assert!(watching.await.expect_err("looks on for ever").is_cancelled(), "terms went back");
+        let seen = seen.lock().expect("whole").clone();
+        assert!(seen.len() > 10 && seen.iter().all(|term| terms.contains(term)), "{} were seen", seen.len());
     }
 
     /// Looks on, and finds that terms rise.
-    fn observed(election: &Election) -> JoinHandle<()> {
-        let mut observer = election.observe().expect("settings that fit");
+    fn observed(election: &Election, seen: Arc<Mutex<Vec<Fence>>>) -> JoinHandle<()> {
+        let mut observer = election.clone().look_every(ms(10)).observe().expect("settings that fit");
         tokio::spawn(async move {
-            let mut last = Fence::NONE;
             loop {
                 if let Some(leader) = observer.next().await {
-                    assert!(leader.term() >= last, "{leader:?} after {last}");
-                    last = leader.term();
+                    let mut seen = seen.lock().expect("whole");
+                    assert!(
+                        seen.last().is_none_or(|last| leader.term() > *last),
+                        "{leader:?} after {seen:?}"
+                    );
+                    seen.push(leader.term());
                 }
             }
         })
