@@ -203,9 +203,10 @@ impl Election {
     /// Leads whenever it is elected: campaigns, calls `lead` with the leadership and runs the future that comes back, and
     /// campaigns again, until that future says [`ControlFlow::Break`].
     ///
-    /// If the leadership is lost the future is dropped where it stands, which is where it awaits. It should keep the leadership for as
-    /// long as it leads: if that is dropped or [resigned](Leadership::resign) the future goes on, and leads no more. When it is done
-    /// the leadership ends, and another candidate is woken.
+    /// If the leadership is lost the future is dropped where it stands, which is where it awaits; tasks that it has spawned are not,
+    /// unless it owns them, as with a `JoinSet`. It should keep the leadership for as long as it leads: if that is dropped or
+    /// [resigned](Leadership::resign) the future goes on, and leads no more. When it is done the leadership ends, and another candidate
+    /// is woken.
     ///
     /// # Errors
     ///
@@ -557,7 +558,8 @@ impl Leadership {
         Err(ProclaimError::NoQuorum(Box::new(round.report(&self.herald.terms))))
     }
 
-    /// Ends it, and wakes the next candidate: it need not wait for the lease. Waits until a majority of nodes has said what became
+    /// Ends it, and wakes the next candidate, which need not wait for the lease: so whatever acts for this leader must have ended
+    /// before. Waits until a majority of nodes has said what became
     /// of it, at most for the node timeout.
     ///
     /// Resigning what was lost is no error: the outcome says so.
