@@ -678,7 +678,9 @@ mod servers {
             let election = redlock.election(name).candidate("a process");
             let run = election.run(async |leadership| {
                 let watch = leadership.watch();
-                std::thread::spawn(move || looks_when_time_has_passed(&watch));
+                let (looks, is_looking) = std::sync::mpsc::channel();
+                std::thread::spawn(move || looks_when_time_has_passed(&watch, &looks));
+                is_looking.recv().expect("a thread that looks");
                 println!("leads {}", leadership.term());
                 let _said = SaysSo;
                 std::future::pending::<ControlFlow<()>>().await
@@ -696,8 +698,9 @@ mod servers {
     }
 
     /// Apart from the runtime, so that it is there at once when the process goes on.
-    fn looks_when_time_has_passed(watch: &Watch) {
+    fn looks_when_time_has_passed(watch: &Watch, looks: &std::sync::mpsc::Sender<()>) {
         let mut before = Moment::now();
+        looks.send(()).expect("whoever waits for it");
         loop {
             std::thread::sleep(ms(1));
             let now = Moment::now();
