@@ -41,5 +41,6 @@ pub mod mutant;
 mod part;
 pub mod scope;
 pub mod search;
+mod testimony;
 pub mod timeline;
 pub mod world;

@@ -2,19 +2,19 @@
 //! promise. A history is its seed: what fails says how to see it again.
 #![cfg(feature = "sim")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use redlock_quorum::protocol::admission::RestartProtection;
 use redlock_quorum::protocol::settings::{Renewal, Wishes};
 use redlock_quorum::sim::check::Violation;
-use redlock_quorum::sim::choose::{Replay, Seeded};
-use redlock_quorum::sim::fault::FaultClass;
+use redlock_quorum::sim::choose::{Chooser, Offer, Replay, Seeded};
+use redlock_quorum::sim::fault::{Fault, FaultClass};
 use redlock_quorum::sim::history::{History, Reached, live, random, random_with_fences};
 use redlock_quorum::sim::mutant::Mutant;
-use redlock_quorum::sim::scope::{Scope, Weather, WishFor};
-use redlock_quorum::sim::world::Span;
+use redlock_quorum::sim::scope::{Scope, Sort, Weather, WishFor};
+use redlock_quorum::sim::world::{Span, Step};
 
 /// The steps of a history before everything is mended.
 const STEPS: usize = 400;
@@ -139,6 +139,153 @@ fn where_two_may_hold_their_fences_tell_them_apart() {
     println!("two held in {overlaps} of {} histories; a mistake showed in {same}", 3 * histories);
     assert!(overlaps > 0, "two never held");
     assert!(same > 0, "the same fence would not have been noticed");
+}
+
+/// A world in which anything may go wrong, clocks run at whatever rates, and only proofs must hold.
+fn without_any_assumption(seed: u64) -> Scope {
+    let mut scope = Scope::drawn_with_fences(seed, &FaultClass::ALL);
+    let mut chance = Seeded::new(seed ^ 0xa11);
+    let rates = [0, 0, 100_000, 500_000, -300_000];
+    scope.rates.iter_mut().for_each(|rate| *rate = chance.one_of(&rates));
+    (scope.weather.verify, scope.only_proofs, scope.exclusive) = (3, true, false);
+    scope
+}
+
+#[test]
+fn no_two_locks_that_were_held_at_once_are_both_proven_whatever_fails() {
+    let mut reached = Reached::default();
+    for seed in 0..HISTORIES {
+        let scope = Arc::new(without_any_assumption(seed));
+        let history = live(&scope, &mut Seeded::new(seed), STEPS);
+        assert!(history.violation.is_none(), "seed {seed}: {}", history.shrunk());
+        reached.add(history.reached);
+    }
+    println!("{HISTORIES} histories without any assumption: {reached:?}");
+    // And those in which mistakes of whoever judges show.
+    let thefts =
+        [Scope::take_keys_away, Scope::take_keys_and_answers_away, Scope::take_keys_away_and_bring_them_back];
+    for take in thefts {
+        for seed in 0..HISTORIES / 4 {
+            let mut scope = Scope::drawn_with_fences(seed, &[]);
+            take(&mut scope);
+            let history = live(&Arc::new(scope), &mut Seeded::new(seed), STEPS);
+            assert!(history.violation.is_none(), "seed {seed}: {}", history.shrunk());
+        }
+    }
+    // Where no two were ever valid at once, nothing would be proven wrongly; and where nothing is proven, nothing is shown.
+    assert!(reached.overlaps > HISTORIES / 50, "only {} pairs were valid at once", reached.overlaps);
+    assert!(reached.proven > HISTORIES / 10, "only {} were proven", reached.proven);
+    assert!(reached.unproven > HISTORIES / 10, "only {} were not proven", reached.unproven);
+}
+
+fn is_under_way(step: Step) -> bool {
+    matches!(step, Step::Arrive(_) | Step::Hear(_) | Step::Wake { .. } | Step::Take { .. })
+}
+
+/// Chance, but what is under way or due comes before anything else, in any order.
+struct Calm(Seeded);
+
+impl Chooser for Calm {
+    fn choose(&mut self, offers: &[Offer]) -> Option<usize> {
+        let is_urgent = |offer: &Offer| is_under_way(offer.step);
+        let hurry = offers.iter().any(is_urgent);
+        let weigh = |offer: &Offer| Offer {
+            weight: if hurry && !is_urgent(offer) { 0 } else { offer.weight },
+            ..*offer
+        };
+        self.0.choose(&offers.iter().map(weigh).collect::<Vec<_>>())
+    }
+}
+
+#[test]
+fn in_the_calm_every_release_is_proven() {
+    let (seeds, steps) = if cfg!(debug_assertions) { (1, 6_000) } else { (4, 60_000) };
+    for clients in [1, 2, 8] {
+        let mut reached = Reached::default();
+        for seed in 0..seeds {
+            let mut scope = contended(clients, false);
+            scope.sort =
+                Sort::Fenced { wall_clocks: vec![seed; clients], high_waters: Vec::new(), remembers: true };
+            // Locks that are kept for long are renewed.
+            scope.weather.spans.push((Span::Micros(1_000_000), 20));
+            scope.weather.release = 5;
+            let history = live(&Arc::new(scope), &mut Calm(Seeded::new(seed)), steps);
+            assert!(history.violation.is_none(), "seed {seed}: {history}");
+            reached.add(history.reached);
+        }
+        println!("{clients} clients: {reached:?}");
+        assert_eq!(reached.unproven, 0, "{clients} clients");
+        assert!(reached.proven > 50 * seeds, "{clients} clients");
+    }
+}
+
+/// One step after the other, and before each whatever can be done without it.
+struct Script {
+    rest: VecDeque<Step>,
+    chance: Calm,
+}
+
+impl Chooser for Script {
+    fn choose(&mut self, offers: &[Offer]) -> Option<usize> {
+        let is_urgent = |offer: &Offer| match offer.step {
+            // Of a connection that leads nowhere: nobody else loses one.
+            Step::Break { .. } | Step::Dial { .. } => offer.weight > 0,
+            step => is_under_way(step),
+        };
+        if offers.iter().any(is_urgent) {
+            let urgent: Vec<_> = offers
+                .iter()
+                .map(|offer| Offer { weight: if is_urgent(offer) { offer.weight } else { 0 }, ..*offer })
+                .collect();
+            return self.chance.0.choose(&urgent);
+        }
+        let next = self.rest.pop_front()?;
+        Some(
+            offers
+                .iter()
+                .position(|offer| offer.step == next)
+                .unwrap_or_else(|| panic!("no {next}: {offers:?}")),
+        )
+    }
+}
+
+/// c1 holds by n1 and n2. Its key at n2 is copied and then vanishes, c2 holds by n2 and n3 and is done; then the copy is brought back, and
+/// counts again before c1 has heard of it, whose key was never missing as far as it can see.
+#[test]
+fn what_one_incarnation_has_shown_the_next_does_not_continue() {
+    let outcome = |mutant| {
+        let mut scope = Scope::drawn_with_fences(0, &[]);
+        (scope.nodes, scope.mutant) = (3, mutant);
+        scope.wishes = contended(2, false).wishes;
+        let names = (1..=3).map(|node| format!("n{node}").into()).collect();
+        let terms = Arc::new(
+            Wishes { renewal: Renewal::Never, ..Wishes::default() }.check(&names).expect("terms that agree"),
+        );
+        scope.wishes = vec![WishFor { terms, wait: None, without_restarts: false }];
+        scope.take_keys_away_and_bring_them_back();
+        scope.weather.breaks = 0;
+        scope.weather.faults.push((FaultClass::Cuts, 1));
+        let (c1, c2) = (0, 1);
+        let pass = Step::Pass(Span::UntilDue);
+        let rest = VecDeque::from([
+            Step::Fault(Fault::Cut(c1, 2)),
+            Step::Begin { client: c1, wish: 0 },
+            Step::Fault(Fault::Copy(1)),
+            Step::Fault(Fault::Evict(1)),
+            Step::Begin { client: c2, wish: 0 },
+            Step::Release { client: c2 },
+            Step::Fault(Fault::Promote(1)),
+            pass,
+            Step::Release { client: c1 },
+            Step::Fault(Fault::Mend(c1, 2)),
+        ]);
+        live(&Arc::new(scope), &mut Script { rest, chance: Calm(Seeded::new(0)) }, usize::MAX)
+    };
+    let right = outcome(None);
+    assert_eq!((right.reached.proven, right.reached.unproven), (1, 1), "{right}");
+    assert_eq!(right.violation, None, "{right}");
+    let bridged = outcome(Some(Mutant::IncarnationsBridged));
+    assert_eq!(bridged.violation, Some(Violation::TwoProven(1, 0)), "{bridged}");
 }
 
 /// The seeds at which mistakes are found, as docs/safety.md has them.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use super::world::{ClientIndex, Note, World};
-use crate::protocol::claim::{Claim, Loss, Notice};
+use super::world::{ClientIndex, Note, Proof, World};
+use crate::protocol::claim::{Claim, Loss, Notice, Ticket};
 use crate::protocol::command::{Command, NodeIndex, Value};
 use crate::protocol::fence::Fence;
 use crate::protocol::time::Instant;
@@ -36,6 +36,10 @@ pub enum Violation {
     SameFenceTwice(ClientIndex),
     /// A node was asked for a third time to win one lock with its fence.
     ThirdRoundTrip(ClientIndex),
+    /// Two locks are proven to have been exclusive, and were held at once.
+    TwoProven(ClientIndex, ClientIndex),
+    /// Everything was mended, and a lock that nothing befell is not proven to have been exclusive.
+    NotProven(ClientIndex),
     /// Everything was mended, and a client that wants the free resource does not get it.
     NoProgress(ClientIndex),
     /// Everything was mended and released, and a key stands.
@@ -71,6 +75,15 @@ impl fmt::Display for Violation {
                 write!(f, "the fence of c{} came with another lock before", client + 1)
             }
             Violation::ThirdRoundTrip(client) => write!(f, "c{} takes a third round trip", client + 1),
+            Violation::TwoProven(one, other) => {
+                write!(
+                    f,
+                    "c{} and c{} held at once, and both are proven to have been alone",
+                    one + 1,
+                    other + 1
+                )
+            }
+            Violation::NotProven(client) => write!(f, "c{} cannot prove what nothing befell", client + 1),
             Violation::NoProgress(client) => write!(f, "c{} does not get the free lock", client + 1),
             Violation::LeftBehind(node, value) => write!(f, "{value:?} is left at n{}", node + 1),
         }
@@ -85,6 +98,35 @@ pub struct Checker {
     fence: Fence,
     /// All that came with a lock, where two may hold at once: then a guarded store has nothing else to tell them apart.
     fences: BTreeSet<Fence>,
+    /// What was held, where it can be proven. Not where worlds are folded: it has names in it.
+    holdings: Vec<Holding>,
+    /// Two that were valid at once.
+    at_once: BTreeSet<(Held, Held)>,
+}
+
+/// A client, and the number of its claim.
+type Held = (ClientIndex, u32);
+
+/// A lock from when it was won.
+#[derive(Clone, Debug, Hash)]
+struct Holding {
+    held: Held,
+    /// Its release was sent.
+    has_ended: bool,
+    /// It was told whether it is proven.
+    is_told: bool,
+    /// Those that were held beside it, in the order in which that began.
+    beside: Vec<Held>,
+    /// How many those were when proofs were asked for.
+    asked: Vec<(Ticket, usize)>,
+    /// How many of them it is proven not to have been held beside.
+    denied: usize,
+}
+
+impl Holding {
+    fn denies(&self, other: Held) -> bool {
+        self.beside[..self.denied].contains(&other)
+    }
 }
 
 /// A claim may have several things to do at one moment, one after the other, but not this many.
@@ -120,7 +162,17 @@ impl Checker {
         self.seen.resize(clients, Seen::default());
         let mut holder = None;
         for note in world.notes() {
-            self.judge(world, note)?;
+            match note {
+                Note::Proof { client, claim, comes } if !world.scope().folds => {
+                    self.weigh((*client, *claim), *comes)?;
+                }
+                _ if world.scope().only_proofs => {}
+                note => self.judge(world, note)?,
+            }
+        }
+        if world.scope().only_proofs {
+            self.note_who_hold_at_once(world);
+            return Ok(());
         }
         for client in 0..clients {
             let holds_until = world.holds_until(client);
@@ -135,6 +187,58 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    /// How many pairs of locks were valid at once and released, so that each was told whether it is proven.
+    pub(super) fn overlaps(&self) -> u64 {
+        let is_told = |held: &Held| self.holdings.iter().any(|other| other.held == *held && other.is_told);
+        self.at_once.iter().filter(|(one, other)| is_told(one) && is_told(other)).count() as u64
+    }
+
+    fn note_who_hold_at_once(&mut self, world: &World) {
+        let holds = |client: &ClientIndex| world.holds_until(*client).is_some();
+        let holders =
+            (0..world.scope().clients).filter(holds).map(|client| (client, world.begun(client) - 1));
+        let holders: Vec<Held> = holders.collect();
+        for (place, one) in holders.iter().enumerate() {
+            self.at_once.extend(holders[place + 1..].iter().map(|other| (*one, *other)));
+        }
+    }
+
+    /// Two locks that were held at once must not both be proven to have been exclusive: not up to their ends, nor up to when that
+    /// was asked.
+    fn weigh(&mut self, held: Held, comes: Proof) -> Result<(), Violation> {
+        if comes == Proof::Begins {
+            let others = self.holdings.iter_mut().filter(|other| !other.has_ended);
+            let beside = others.map(|other| {
+                other.beside.push(held);
+                other.held
+            });
+            let beside = beside.collect();
+            let (has_ended, is_told, asked, denied) = (false, false, Vec::new(), 0);
+            self.holdings.push(Holding { held, has_ended, is_told, beside, asked, denied });
+            return Ok(());
+        }
+        let Some(holding) = self.holdings.iter_mut().find(|other| other.held == held) else { return Ok(()) };
+        match comes {
+            Proof::Begins => {}
+            Proof::Ends => holding.has_ended = true,
+            Proof::AskedFor(ticket) => holding.asked.push((ticket, holding.beside.len())),
+            Proof::Verified(ticket) => {
+                let asked = holding.asked.iter().find(|(asked, _)| *asked == ticket);
+                holding.denied = holding.denied.max(asked.map_or(0, |(_, beside)| *beside));
+            }
+            Proof::Released(proven) => {
+                holding.is_told = true;
+                if proven {
+                    holding.denied = holding.beside.len();
+                }
+            }
+        }
+        let holding = holding.clone();
+        let contradicts = |other: &&Holding| holding.denies(other.held) && other.denies(held);
+        let other = self.holdings.iter().find(contradicts);
+        other.map_or(Ok(()), |other| Err(Violation::TwoProven(other.held.0, held.0)))
     }
 
     /// What was seen of the fences so far.
@@ -244,7 +348,7 @@ impl Checker {
                     return Err(Violation::Overdue(*client));
                 }
             }
-            Note::Fed { .. } | Note::Sent { .. } | Note::Told { .. } => {}
+            Note::Fed { .. } | Note::Sent { .. } | Note::Told { .. } | Note::Proof { .. } => {}
         }
         Ok(())
     }

@@ -158,6 +158,14 @@ impl FaultClass {
         classes
     };
 
+    /// All that can go wrong.
+    pub const ALL: [FaultClass; 14] = {
+        let mut classes = [FaultClass::Freezes; 14];
+        classes.split_at_mut(9).0.copy_from_slice(&FaultClass::HARMLESS);
+        classes.split_at_mut(9).1.copy_from_slice(&FaultClass::HARMFUL);
+        classes
+    };
+
     /// Those that break an assumption.
     pub const HARMFUL: [FaultClass; 5] = [
         FaultClass::Eviction,

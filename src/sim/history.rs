@@ -11,7 +11,7 @@ use super::choose::{Chooser, Offer, Replay, Seeded};
 use super::fault::{Fault, FaultClass};
 use super::mutant::Mutant;
 use super::scope::Scope;
-use super::world::{ClientIndex, Note, Span, Step, World};
+use super::world::{ClientIndex, Note, Proof, Span, Step, World};
 use crate::protocol::claim::Notice;
 use crate::protocol::command::Command;
 use crate::protocol::quorum::Quorum;
@@ -54,6 +54,12 @@ pub struct Reached {
     pub won_again: u64,
     /// Locks won right after another client had released, and had woken somebody.
     pub handed_over: u64,
+    /// Locks that were proven to have been exclusive when they were released, and that were not.
+    pub proven: u64,
+    /// Those that were not.
+    pub unproven: u64,
+    /// Pairs of locks that were valid at once, and were told whether they are proven. Counted only where nothing else is looked for.
+    pub overlaps: u64,
 }
 
 impl Reached {
@@ -69,6 +75,9 @@ impl Reached {
         self.failed += other.failed;
         self.won_again += other.won_again;
         self.handed_over += other.handed_over;
+        self.proven += other.proven;
+        self.unproven += other.unproven;
+        self.overlaps += other.overlaps;
     }
 
     fn note(&mut self, note: &Note) {
@@ -82,6 +91,11 @@ impl Reached {
             Note::Told { notice, .. } => notice,
             Note::Fed { .. } | Note::Woken { .. } => return,
             Note::Granted { .. } => return,
+            Note::Proof { comes, .. } => {
+                self.proven += u64::from(*comes == Proof::Released(true));
+                self.unproven += u64::from(*comes == Proof::Released(false));
+                return;
+            }
         };
         match notice {
             Notice::Won => self.won += 1,
@@ -119,8 +133,9 @@ pub fn live(scope: &Arc<Scope>, chooser: &mut impl Chooser, most: usize) -> Hist
         violation = life.step(step).err();
     }
     let violation = violation.or_else(|| life.calm().err());
-    let calm = life.calm;
-    History { scope: scope.clone(), steps, calm, violation, reached: life.reached }
+    let Life { calm, reached, checker, .. } = life;
+    let reached = Reached { overlaps: checker.overlaps(), ..reached };
+    History { scope: scope.clone(), steps, calm, violation, reached }
 }
 
 impl History {
@@ -244,7 +259,7 @@ impl Life {
     /// Mends everything, and lets everybody come to an end: whoever has the lock releases it, whoever wants it gets it, and
     /// nothing is left. Then each gets it once more, alone, and at last while a minority of the nodes is down.
     fn calm(&mut self) -> Result<(), Violation> {
-        if self.world.scope().is_beyond_repair() {
+        if self.world.scope().is_beyond_repair() || self.world.scope().only_proofs {
             return Ok(());
         }
         self.world.mend();
@@ -268,11 +283,14 @@ impl Life {
             return Ok(());
         }
         self.settle(bound)?;
-        let before = self.reached.won;
+        let (before, proven) = (self.reached.won, self.reached.proven);
         self.calm_step(Step::Begin { client, wish: 0 })?;
         self.settle(bound)?;
         if self.reached.won == before {
             return Err(Violation::NoProgress(client));
+        }
+        if self.world.scope().has_proofs() && self.reached.proven == proven {
+            return Err(Violation::NotProven(client));
         }
         self.nothing_is_left()
     }

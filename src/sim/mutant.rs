@@ -102,11 +102,23 @@ pub enum Mutant {
     SeededBeforeTheWait,
     /// A counter that a node has restored wins over what the other nodes have told it.
     RestoredCounterWins,
+    /// A key that was set counts as standing from before that was heard.
+    ProvenBeforeItWasHeard,
+    /// A heal that was not answered counts as not carried out.
+    UnheardHealIgnored,
+    /// A healed key counts as standing from when its round was won, also if it was heard later.
+    HealedProvesWithItsRound,
+    /// A key that stands before and after a node forgot something counts as standing in between.
+    IncarnationsBridged,
+    /// A key that was found counts as standing until that was heard.
+    ProvenUntilItWasHeard,
+    /// Fewer nodes than a majority prove a hold.
+    FewerThanAMajorityProve,
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Mutant; 40] = [
+    /// All of them that chance finds. [`IncarnationsBridged`](Mutant::IncarnationsBridged) takes more of it than there is.
+    pub const ALL: [Mutant; 45] = [
         Mutant::ReusedLeaseId,
         Mutant::ValidFromTheReply,
         Mutant::StartMovedInTheOrderedRetry,
@@ -147,6 +159,11 @@ impl Mutant {
         Mutant::EnrolledWithoutSeed,
         Mutant::SeededBeforeTheWait,
         Mutant::RestoredCounterWins,
+        Mutant::ProvenBeforeItWasHeard,
+        Mutant::UnheardHealIgnored,
+        Mutant::HealedProvesWithItsRound,
+        Mutant::ProvenUntilItWasHeard,
+        Mutant::FewerThanAMajorityProve,
     ];
 
     /// Whether it is one of locks that come with fences.
@@ -162,6 +179,19 @@ impl Mutant {
                 | Mutant::EnrolledWithoutSeed
                 | Mutant::SeededBeforeTheWait
                 | Mutant::RestoredCounterWins
+        )
+    }
+
+    /// Whether it is one of how a hold is proven. The claim is right; who reads its evidence is not.
+    pub fn is_of_proofs(self) -> bool {
+        matches!(
+            self,
+            Mutant::ProvenBeforeItWasHeard
+                | Mutant::UnheardHealIgnored
+                | Mutant::HealedProvesWithItsRound
+                | Mutant::IncarnationsBridged
+                | Mutant::ProvenUntilItWasHeard
+                | Mutant::FewerThanAMajorityProve
         )
     }
 
@@ -190,7 +220,7 @@ impl Mutant {
         match self {
             Mutant::HalfIsAMajority => Some(4),
             Mutant::SameServerTwice => Some(3),
-            _ if self.is_of_fences() => Some(3),
+            _ if self.is_of_fences() || self.is_of_proofs() => Some(3),
             _ => None,
         }
     }
@@ -201,6 +231,7 @@ impl Mutant {
             // Safe as long as nobody deletes the keys of another.
             Mutant::HealedCountsAtOnce => &[FaultClass::Deletions, FaultClass::Pauses, FaultClass::Stalls],
             _ if self.is_of_fences() => &FaultClass::HARMLESS_TO_STRICT_KINDS,
+            _ if self.is_of_proofs() => &[],
             _ => &FaultClass::HARMLESS,
         }
     }
@@ -246,6 +277,9 @@ impl Mutant {
                     ..Weather::default()
                 };
             }
+            Mutant::IncarnationsBridged => scope.take_keys_away_and_bring_them_back(),
+            Mutant::UnheardHealIgnored => scope.take_keys_and_answers_away(),
+            _ if self.is_of_proofs() => scope.take_keys_away(),
             _ if self.raises_everywhere() => {
                 scope.clients = 4;
                 let wall_clocks = [0, 300_000_000, 300_000_000, 300_000_000].into();

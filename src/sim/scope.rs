@@ -37,6 +37,9 @@ pub struct Scope {
     pub mutant: Option<Mutant>,
     /// Whether no two clients may hold at once. Not where an assumption is broken on purpose.
     pub exclusive: bool,
+    /// Whether nothing is looked for but two proven holds at once: where memories and clocks are so wrong that anything else may
+    /// happen.
+    pub only_proofs: bool,
     /// Whether clients see the nodes for the first time when they connect. Else they are connected from the start.
     pub strangers: bool,
     /// Whether clients begin in their order, which spares a search the same histories under other names. Not where it
@@ -128,6 +131,8 @@ pub struct Weather {
     pub extend: u32,
     /// A holder is told that its key may have changed.
     pub alarm: u32,
+    /// A holder asks whether its hold is proven.
+    pub verify: u32,
     /// A holder releases.
     pub release: u32,
     /// A holder hands over to another caller of its own.
@@ -177,6 +182,7 @@ impl Scope {
             sort: Sort::Plain,
             mutant,
             exclusive: true,
+            only_proofs: false,
             strangers,
             in_order: false,
             folds: false,
@@ -194,7 +200,7 @@ impl Scope {
             weather,
         };
         if let Some(mutant) = mutant {
-            if mutant.is_of_fences() {
+            if mutant.is_of_fences() || mutant.is_of_proofs() {
                 scope.draw_fences(seed);
             }
             mutant.tune(&mut scope);
@@ -206,6 +212,7 @@ impl Scope {
     pub fn drawn_with_fences(seed: u64, kinds: &[FaultClass]) -> Scope {
         let mut scope = Scope::drawn(seed, kinds, None);
         scope.draw_fences(seed);
+        scope.weather.verify = Seeded::new(seed).one_of(&[0, 2]);
         scope
     }
 
@@ -220,6 +227,68 @@ impl Scope {
             |chance: &mut Seeded| chance.one_of(&[0, 0, 1]) * (1_300_000_000 + chance.below(1_000_000));
         let high_waters = (0..self.nodes).map(|_| high_water(&mut chance)).collect();
         self.sort = Sort::Fenced { wall_clocks, high_waters, remembers: chance.percent(50) };
+    }
+
+    /// Keys vanish so that two clients hold at once. Each may be wrong about the other, and nothing is looked for but what both can
+    /// prove. Commands and answers may be under way for long, but everything is waited for.
+    pub fn take_keys_away(&mut self) {
+        for wish in &mut self.wishes {
+            let (node_timeout, renewal) = (wish.terms.ttl.as_duration(), Renewal::Never);
+            wish.terms = Arc::new(Terms { node_timeout, renewal, ..(*wish.terms).clone() });
+            // Who waited would miss most of it.
+            wish.wait = None;
+        }
+        (self.clients, self.only_proofs, self.exclusive, self.strangers) = (2, true, false, false);
+        self.sort = Sort::Fenced { wall_clocks: vec![0; 2], high_waters: Vec::new(), remembers: true };
+        self.most_faults = 200;
+        self.weather = Weather {
+            spans: vec![(Span::Micros(100), 5)],
+            begin: 80,
+            wake: 200,
+            take: 1_000,
+            extend: 80,
+            release: 8,
+            dial: 200,
+            arrive: 100,
+            hear: 100,
+            late: 10,
+            mending: 10,
+            faults: vec![(FaultClass::Eviction, 3), (FaultClass::Cuts, 3)],
+            ..Weather::default()
+        };
+    }
+
+    /// The same, and connections break, so that it is never heard what came of a command.
+    pub fn take_keys_and_answers_away(&mut self) {
+        self.take_keys_away();
+        let faults = vec![(FaultClass::Eviction, 4), (FaultClass::Cuts, 2)];
+        let Weather { spans, .. } = std::mem::take(&mut self.weather);
+        self.weather = Weather {
+            spans,
+            begin: 80,
+            wake: 200,
+            take: 1_000,
+            extend: 30,
+            release: 20,
+            dial: 200,
+            breaks: 5,
+            arrive: 100,
+            hear: 100,
+            late: 10,
+            mending: 20,
+            faults,
+            ..Weather::default()
+        };
+    }
+
+    /// The same, and nodes get old memories back. The clock of one client runs so fast that it lets such a node count again while
+    /// the other client still holds.
+    pub fn take_keys_away_and_bring_them_back(&mut self) {
+        self.take_keys_away();
+        (self.precision, self.rates) = (Precision::Exact, vec![0, 0, 0, 0, 9_000_000]);
+        self.weather.spans = vec![(Span::Micros(100), 5), (Span::UntilDue, 20)];
+        (self.weather.extend, self.weather.release, self.weather.mending) = (3, 8, 40);
+        self.weather.faults = vec![(FaultClass::Eviction, 3), (FaultClass::Staleness, 2)];
     }
 
     /// What all clients agree on.
@@ -246,6 +315,11 @@ impl Scope {
         self.weather.breaks == 0
             && !self.strangers
             && !self.weather.faults.iter().any(|(class, _)| loses(class))
+    }
+
+    /// Whether a lock is proven that nothing befalls.
+    pub(super) fn has_proofs(&self) -> bool {
+        self.sort != Sort::Plain && !self.mutant.is_some_and(Mutant::is_of_fences)
     }
 
     /// Whether every connection lasts, so that nothing is ever owed.
@@ -343,6 +417,8 @@ pub struct Small {
     pub faults: (Vec<FaultClass>, u32),
     /// Whether a fence comes with the lock.
     pub sort: Sort,
+    /// Whether holders ask for proofs, and nothing is looked for but two that contradict each other.
+    pub only_proofs: bool,
     /// Whether worlds that go on alike are looked at once. Not where there are two attempts: the second asks in node order.
     pub folds: bool,
 }
@@ -363,6 +439,7 @@ impl Default for Small {
             breaks: 0,
             faults: (Vec::new(), 0),
             sort: Sort::Plain,
+            only_proofs: false,
             folds: true,
         }
     }
@@ -378,7 +455,11 @@ impl Small {
         let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
         let (kinds, most_faults) = &self.faults;
         let is_a_restart = |kind: &FaultClass| matches!(kind, FaultClass::Crashes | FaultClass::Amnesia);
-        let folds = self.folds && self.attempts == 1 && !self.waits && kinds.iter().all(is_a_restart);
+        let folds = self.folds
+            && self.attempts == 1
+            && !self.waits
+            && !self.only_proofs
+            && kinds.iter().all(is_a_restart);
         // Who sees to a node that restarted asks each node about the others.
         let folds = folds && (self.sort == Sort::Plain || *most_faults == 0);
         Scope {
@@ -390,6 +471,7 @@ impl Small {
             sort: self.sort.clone(),
             mutant,
             exclusive: true,
+            only_proofs: self.only_proofs,
             strangers: false,
             in_order: !folds,
             folds,
@@ -411,6 +493,7 @@ impl Small {
                 take: u32::from(self.timers),
                 extend: 1,
                 alarm: u32::from(self.alarms),
+                verify: u32::from(self.only_proofs),
                 release: 1,
                 hand_over: 0,
                 abandon: u32::from(self.abandons),
@@ -478,6 +561,7 @@ impl Weather {
             take: chance.one_of(&[20, 1_000]),
             extend: chance.one_of(&[0, 3]),
             alarm: chance.one_of(&[0, 0, 2]),
+            verify: 0,
             release: chance.one_of(&[1, 5, 20]),
             hand_over: chance.one_of(&[0, 0, 10]),
             abandon: chance.one_of(&[0, 1, 5]),

@@ -361,6 +361,7 @@ impl Label {
             | Step::Take { .. }
             | Step::Extend { .. }
             | Step::Alarm { .. }
+            | Step::Verify { .. }
             | Step::Dial { .. }
             | Step::Break { .. }
             | Step::Arrive(_)
@@ -376,6 +377,8 @@ impl Label {
             Notice::Lost(Loss::Expired) => "lost: time is over",
             Notice::Lost(Loss::KeysGone) => "lost: keys are gone",
             Notice::Extended(_, Err(_)) => "not extended",
+            Notice::Released { proven: Some(true), .. } => "released, proven",
+            Notice::Released { proven: Some(false), .. } => "released, not proven",
             Notice::Failed(failure) => match failure.why {
                 Why::Held { .. } => "fails: held",
                 Why::NoQuorum => "fails: no quorum",

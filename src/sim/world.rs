@@ -19,7 +19,7 @@ use self::client::{Client, Life, LinkState};
 pub(super) use self::fold::Folder;
 use self::network::Wire;
 use self::server::Server;
-pub use self::step::{ClientIndex, Note, Span, Step, WireId};
+pub use self::step::{ClientIndex, Note, Proof, Span, Step, WireId};
 use super::mutant::Mutant;
 use super::part::Part;
 use super::scope::{START, Scope};
@@ -94,6 +94,7 @@ impl World {
             Step::Take { client } => self.take(client),
             Step::Extend { client } => self.extend(client),
             Step::Alarm { client } => self.alarm(client),
+            Step::Verify { client } => self.verify(client),
             Step::Release { client } => self.tell(client, &Event::Release),
             Step::HandOver { client } => self.hand_over(client),
             Step::Abandon { client } => self.tell(client, &Event::Abandon),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::strict::{ENROLMENT, Strict};
-use super::{ClientIndex, Note, WireId, World};
+use super::{ClientIndex, Note, Proof, WireId, World};
 use crate::node::owed::Owed;
 use crate::protocol::admission::Admission;
 use crate::protocol::claim::{Action, Claim, Draw, Event, Notice, Phase, Ticket};
@@ -13,6 +13,7 @@ use crate::protocol::time::Instant;
 use crate::sim::clock::Dial;
 use crate::sim::mutant::Quirk;
 use crate::sim::scope::{START, Scope};
+use crate::sim::testimony::Testimony;
 
 #[derive(Clone, Hash)]
 pub(super) struct Client {
@@ -56,6 +57,10 @@ pub(super) struct Wish {
     pub(super) sleeps: bool,
     /// The one before handed over to it without waking another client.
     pub(super) owes: bool,
+    /// It was won, and its release was sent.
+    pub(super) is_given_back: bool,
+    /// What mistaken judges read.
+    pub(super) testimony: Testimony,
 }
 
 /// What a client knows of a node: the task of a node in production.
@@ -162,6 +167,8 @@ impl World {
             extensions: 0,
             sleeps: false,
             owes: false,
+            is_given_back: false,
+            testimony: Testimony::default(),
         });
         self.feed(client, number, Event::Tick);
     }
@@ -222,6 +229,20 @@ impl World {
         self.tell(client, &Event::Extend { ticket: Ticket(number), ttl: self.scope.extension(number) });
     }
 
+    pub(super) fn verify(&mut self, client: ClientIndex) {
+        let Some(wish) = &mut self.clients[client].wish else { return };
+        wish.extensions += 1;
+        let (ticket, claim) = (Ticket(wish.extensions), wish.number);
+        self.note_proof(client, claim, Proof::AskedFor(ticket));
+        self.tell(client, &Event::Verify { ticket });
+    }
+
+    fn note_proof(&mut self, client: ClientIndex, claim: u32, comes: Proof) {
+        if self.clients[client].strict.is_some() {
+            self.notes.push(Note::Proof { client, claim, comes });
+        }
+    }
+
     pub(super) fn alarm(&mut self, client: ClientIndex) {
         if let Some(wish) = &mut self.clients[client].wish {
             wish.extensions += 1;
@@ -249,7 +270,17 @@ impl World {
                     if !mutant.distort_event(&mut event, &mut now, &wish.claim, &mut state.quirk, &mut mail) {
                         continue;
                     }
-                    wish.claim.handle(now, event, &mut actions);
+                    if mutant.is_of_proofs() {
+                        // As the claim does: first the clock, then the event.
+                        wish.claim.handle(now, Event::Tick, &mut actions);
+                        wish.testimony.see(&mut actions, wish.claim.phase(), mutant, &self.scope);
+                        wish.testimony.hear(&event);
+                        let before = actions.len();
+                        wish.claim.handle(now, event, &mut actions);
+                        wish.testimony.see(&mut actions[before..], wish.claim.phase(), mutant, &self.scope);
+                    } else {
+                        wish.claim.handle(now, event, &mut actions);
+                    }
                     mutant.distort_actions(&mut actions, &wish.claim, &mut state.quirk, local, &self.scope);
                 }
                 None => {
@@ -260,6 +291,11 @@ impl World {
                     });
                     wish.claim.handle(now, event, &mut actions);
                 }
+            }
+            let gives_back = wish.won && !wish.is_given_back && wish.claim.phase() == Phase::Over;
+            wish.is_given_back |= gives_back;
+            if gives_back {
+                self.note_proof(client, number, Proof::Ends);
             }
             for action in actions.drain(..) {
                 match action {
@@ -280,6 +316,13 @@ impl World {
                         if let (Notice::Won, Some(fence)) = (&notice, self.fence_of(client, number)) {
                             self.notes.push(Note::Granted { client, fence });
                         }
+                        let comes = match &notice {
+                            Notice::Won => Some(Proof::Begins),
+                            Notice::Verified(ticket, Ok(Some(true))) => Some(Proof::Verified(*ticket)),
+                            Notice::Released { proven: Some(proven), .. } => Some(Proof::Released(*proven)),
+                            _ => None,
+                        };
+                        comes.into_iter().for_each(|comes| self.note_proof(client, number, comes));
                         self.hear_notice(client, number, &notice);
                         self.notes.push(Note::Told { client, notice });
                     }

@@ -180,10 +180,10 @@ impl Print for Client {
         } = self;
         (dial, life, begun, wish.is_some(), ending.len(), others_wait_until).hash(&mut all);
         strict.iter().for_each(|strict| strict.hash_by_node(&mut all, &mut each));
-        for Wish { number, claim, latest, won, in_hand, extensions, sleeps, owes } in
-            wish.iter().chain(ending)
-        {
-            (number, latest, won, in_hand, extensions, sleeps, owes).hash(&mut all);
+        for wish in wish.iter().chain(ending) {
+            let Wish { number, claim, latest, won, in_hand, extensions, sleeps, owes, is_given_back, .. } =
+                wish;
+            (number, latest, won, in_hand, extensions, sleeps, owes, is_given_back).hash(&mut all);
             claim.hash_by_node(&mut all, &mut each);
         }
         if wish.is_some() || !ending.is_empty() {

@@ -75,6 +75,7 @@ impl World {
                     if phase == Phase::Held && wish.extensions < self.scope.most_extensions {
                         offer(weather.extend, Step::Extend { client: index });
                         offer(weather.alarm, Step::Alarm { client: index });
+                        offer(weather.verify, Step::Verify { client: index });
                     }
                 }
             }

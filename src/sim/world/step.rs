@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::super::fault::Fault;
-use crate::protocol::claim::Notice;
+use crate::protocol::claim::{Notice, Ticket};
 use crate::protocol::command::{Command, NodeIndex};
 use crate::protocol::fence::Fence;
 
@@ -41,6 +41,11 @@ pub enum Step {
     /// A node tells the holder that somebody may have changed its key, rightly or not.
     Alarm {
         /// Whom.
+        client: ClientIndex,
+    },
+    /// The holder asks whether its hold is proven.
+    Verify {
+        /// Who.
         client: ClientIndex,
     },
     /// The holder releases.
@@ -137,6 +142,15 @@ pub enum Note {
         /// The fence.
         fence: Fence,
     },
+    /// A lock that can be proven comes to something.
+    Proof {
+        /// Whose.
+        client: ClientIndex,
+        /// The how-manieth claim of that client.
+        claim: u32,
+        /// To what.
+        comes: Proof,
+    },
     /// A claim told whoever waits for it.
     Told {
         /// Whose claim.
@@ -144,6 +158,21 @@ pub enum Note {
         /// What.
         notice: Notice,
     },
+}
+
+/// What a lock that can be proven comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// It is won.
+    Begins,
+    /// Its release is sent.
+    Ends,
+    /// A proof is asked for.
+    AskedFor(Ticket),
+    /// Up to when it was asked for, it was exclusive.
+    Verified(Ticket),
+    /// It was exclusive, or that is not shown.
+    Released(bool),
 }
 
 impl fmt::Display for Step {
@@ -159,6 +188,7 @@ impl fmt::Display for Step {
             Step::Take { client } => write!(f, "c{} takes the lock in hand", client + 1),
             Step::Extend { client } => write!(f, "c{} extends by hand", client + 1),
             Step::Alarm { client } => write!(f, "c{} hears that its key may have changed", client + 1),
+            Step::Verify { client } => write!(f, "c{} asks for a proof", client + 1),
             Step::Release { client } => write!(f, "c{} releases", client + 1),
             Step::HandOver { client } => write!(f, "c{} hands over to another caller of its own", client + 1),
             Step::Abandon { client } => write!(f, "c{} gives up wanting", client + 1),
@@ -212,6 +242,7 @@ impl fmt::Display for Note {
             Note::Fed { client, state, event } => write!(f, "c{}: {event} while {state}", client + 1),
             Note::Woken { .. } => f.write_str("woken"),
             Note::Granted { client, fence } => write!(f, "c{}: fence {fence}", client + 1),
+            Note::Proof { client, comes, .. } => write!(f, "c{}: {comes:?}", client + 1),
             Note::Told { client, notice } => {
                 let text = format!("{notice:?}");
                 write!(f, "c{}: {}", client + 1, text.split([' ', '{']).next().unwrap_or_default())
