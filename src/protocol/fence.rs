@@ -53,10 +53,14 @@ impl fmt::Display for Fence {
     }
 }
 
-/// So far ahead of its own clock a node accepts a proposal, and so far a client lets itself be led ahead of the wall clock.
+/// So far ahead of its own clock a node accepts a proposal.
 ///
 /// A client whose clock is a century ahead would make all clocks useless for proposing, for ever.
 pub const FURTHEST_AHEAD: Duration = Duration::from_secs(600);
+
+/// So far a client lets itself be led ahead of its wall clock. A little less, or else a client whose own clock is a moment ahead
+/// would be turned down by all nodes once it was led so far.
+const FURTHEST_LED: Duration = Duration::from_secs(540);
 
 /// The highest fence that a node accepts at its own time as a proposal. The one right above its counter is always fine: it
 /// leads nobody astray.
@@ -94,7 +98,7 @@ impl Proposer {
     pub fn meet(&mut self, now: Instant, fence: Fence) {
         self.seen = self.seen.max(fence);
         let ahead = fence.0.saturating_sub(self.wall_clock(now));
-        self.ahead = self.ahead.max(ahead.min(whole_micros(FURTHEST_AHEAD)));
+        self.ahead = self.ahead.max(ahead.min(whole_micros(FURTHEST_LED)));
     }
 
     fn wall_clock(&self, now: Instant) -> u64 {
@@ -145,6 +149,23 @@ mod tests {
         assert_eq!(proposer.propose(at(25)), Fence::new(1_525));
         proposer.meet(at(25), Fence::new(7));
         assert_eq!(proposer.propose(at(25)), Fence::new(1_525), "what is behind changes nothing");
+    }
+
+    #[test]
+    fn who_was_led_as_far_as_can_be_is_believed_by_nodes_whose_clocks_are_behind() {
+        let (origin, minute) = (1_795_000_000_000_000, 60_000_000);
+        let mut proposer = Proposer::new(origin);
+        // As where a new deployment begins: by the clock, and ten minutes above it.
+        let floor = above_the_clock(origin, at(0));
+        proposer.meet(at(0), floor);
+        for (later, counter) in [(1, floor), (2 * minute, floor), (20 * minute, Fence::new(origin))] {
+            let fence = proposer.propose(at(later));
+            let behind = Instant::from_nanos((origin + later - minute) * 1_000);
+            assert!(
+                fence > counter && fence <= highest_proposal(behind, counter),
+                "{later} microseconds later"
+            );
+        }
     }
 
     #[test]
