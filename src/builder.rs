@@ -419,6 +419,7 @@ impl RedlockBuilder {
                     clock: clock.clone(),
                     identities: Arc::default(),
                     may_evict: self.allows_eviction,
+                    is_only_node: targets.len() == 1,
                 };
                 let (nodes, states) = start_all(&runtime()?, targets, timeouts, &client, admission);
                 let reached = Reached { states, names, patience, grace: timeouts.node };

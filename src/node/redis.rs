@@ -57,6 +57,10 @@ use crate::sync::lock;
 /// Commands that are taken in before some are written, at most.
 const MOST_COMMANDS: usize = 1024;
 
+/// Answers of an only node that are handed out before what comes of them is sent: it would have nothing to do while the rest is
+/// handed out. Of several nodes those that no majority waited for are still at work then, and larger writes are worth more.
+const PORTION: usize = 16;
+
 /// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
 const TIMEOUTS_IN_A_ROW: u32 = 3;
 
@@ -213,6 +217,8 @@ pub(crate) struct Client {
     pub(crate) identities: Arc<Identities>,
     /// Strict locks are asked for even where a server may evict them.
     pub(crate) may_evict: bool,
+    /// It has no other node.
+    pub(crate) is_only_node: bool,
 }
 
 impl RedisNode {
@@ -227,7 +233,8 @@ impl RedisNode {
         let (errands, inbox) = mpsc::unbounded_channel();
         let (state, states) = watch::channel(State::Connecting);
         let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
-        let Client { waiter, bell, namespace, clock, identities, may_evict } = client;
+        let Client { waiter, bell, namespace, clock, identities, may_evict, is_only_node } = client;
+        let portion = if is_only_node { PORTION } else { usize::MAX };
         let messages = Arc::new(Messages::new(waiter, index, bell, namespace, errands.downgrade()));
         let actor = Actor {
             target,
@@ -238,6 +245,7 @@ impl RedisNode {
             inbox,
             owed,
             hearing: Hearing { watched: watched.clone(), messages },
+            portion,
             abandoned: false,
             state,
             warned_of: None,
@@ -264,7 +272,7 @@ pub fn alone(
     let target = Target::all(&[config])?.remove(0);
     let timeouts = Timeouts { connect: node_timeout, node: node_timeout };
     let (clock, identities, namespace) = (Arc::new(SystemClock), Arc::default(), "".into());
-    let client = Client { waiter, bell, namespace, clock, identities, may_evict: false };
+    let client = Client { waiter, bell, namespace, clock, identities, may_evict: false, is_only_node: true };
     let votes_at_once = Admission::new(RestartProtection::Off, Ttl::ZERO, Drift::DEFAULT, false);
     let (node, _) = RedisNode::start(&Handle::current(), target, timeouts, (0, client), votes_at_once);
     Ok(node)
@@ -332,6 +340,8 @@ struct Actor {
     inbox: mpsc::UnboundedReceiver<Errand>,
     owed: Owed,
     hearing: Hearing,
+    /// So many answers are handed out at once.
+    portion: usize,
     /// No handle is left: no more commands will come.
     abandoned: bool,
     state: watch::Sender<State>,
@@ -510,11 +520,21 @@ impl Actor {
         let mut to_ask = 0;
         let mut admitted = self.clock.sleep_until(standing.counts_from);
         let mut is_admitted = false;
+        let mut others_first = false;
         if owed > 0 {
             tracing::info!(node = self.target.name(), releases = owed, "sending owed releases");
         }
 
         let reason = loop {
+            if std::mem::take(&mut others_first) {
+                // Those who are about to send more come first, so that it all goes out in one write.
+                yield_once().await;
+                while waiting.len() < MOST_COMMANDS
+                    && let Ok(errand) = self.inbox.try_recv()
+                {
+                    waiting.push(errand);
+                }
+            }
             if waiting.is_empty() {
                 waiting = self.owed_errands(to_ask.min(MOST_COMMANDS));
                 to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
@@ -550,6 +570,7 @@ impl Actor {
                     if sent.len() < unanswered {
                         silent_since = Timer::now();
                     }
+                    others_first = link.connection.has_more();
                     if exchanged.is_err() || is_nonsense {
                         break if is_nonsense { "does not speak the protocol of Redis" } else { "connection lost" };
                     }
@@ -564,11 +585,7 @@ impl Actor {
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !self.abandoned => {
                     self.abandoned = received == 0;
-                    // Those who are about to send more come first, so that it all goes out in one write.
-                    yield_once().await;
-                    while waiting.len() < MOST_COMMANDS && let Ok(errand) = self.inbox.try_recv() {
-                        waiting.push(errand);
-                    }
+                    others_first = true;
                 }
                 () = &mut alarm, if alarm_is_set => {
                     if sent.is_empty() && !link.connection.is_behind() {
@@ -639,20 +656,25 @@ impl Actor {
         }
     }
 
-    /// Hands out all answers that have come.
+    /// Hands out a portion of the answers that have come.
     fn hand_out(&mut self, (link, standing): (&mut Link, Standing), sent: &mut VecDeque<Sent>) -> HandedOut {
         let mut handed_out = HandedOut { again: Vec::new(), owed_was_accepted: false, is_nonsense: false };
         let now = self.clock.now();
-        loop {
+        let mut left = self.portion;
+        while left > 0 {
             let reply = match link.connection.next_reply() {
                 Ok(Some(Wire::Push { kind, data })) => {
                     self.hearing.hear(&PushInfo { kind, data });
                     continue;
                 }
                 Ok(Some(reply)) => reply,
-                Ok(None) => return handed_out,
-                Err(resp::NoReply) => break,
+                Ok(None) => break,
+                Err(resp::NoReply) => {
+                    handed_out.is_nonsense = true;
+                    break;
+                }
             };
+            left -= 1;
             match sent.pop_front() {
                 Some(Sent::Job { job, since }) => {
                     let heard = Heard { reply, now, counts_from: standing.counts_from };
@@ -661,10 +683,12 @@ impl Actor {
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
                 Some(Sent::Remark) => {}
                 // It says something that nobody asked for: what comes next could be taken for another answer.
-                None => break,
+                None => {
+                    handed_out.is_nonsense = true;
+                    break;
+                }
             }
         }
-        handed_out.is_nonsense = true;
         handed_out
     }
 

@@ -34,12 +34,15 @@ pub(super) struct Connection {
     incoming: Vec<u8>,
     begin: usize,
     end: usize,
+    /// A reply was taken out, and behind it there may be another.
+    has_more: bool,
 }
 
 impl Connection {
     pub(super) fn over(stream: impl Stream + 'static) -> Self {
         let stream = Box::new(stream);
-        Connection { stream, outgoing: Vec::new(), sent: 0, incoming: vec![0; ROOM], begin: 0, end: 0 }
+        let (outgoing, incoming) = (Vec::new(), vec![0; ROOM]);
+        Connection { stream, outgoing, sent: 0, incoming, begin: 0, end: 0, has_more: false }
     }
 
     /// What goes out with the next [`exchange`](Self::exchange) is appended here.
@@ -52,8 +55,13 @@ impl Connection {
         self.sent < self.outgoing.len()
     }
 
-    /// Sends what is to be sent, and waits for something to read. Dropped, it has done a part, and goes on from there the next
-    /// time.
+    /// Whether there may be replies that are read and not taken out.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more && self.begin < self.end
+    }
+
+    /// Sends what is to be sent, and waits for something to read, unless there are replies to take out. Dropped, it has done a
+    /// part, and goes on from there the next time.
     ///
     /// # Errors
     ///
@@ -61,6 +69,9 @@ impl Connection {
     pub(super) async fn exchange(&mut self) -> io::Result<()> {
         poll_fn(|context| {
             let sent = self.poll_send(context);
+            if self.has_more() {
+                return Poll::Ready(Ok(()));
+            }
             // What was answered before the end is still read.
             match (self.poll_read(context), sent) {
                 (Poll::Pending, Poll::Ready(Err(lost))) => Poll::Ready(Err(lost)),
@@ -139,19 +150,21 @@ impl Connection {
     ///
     /// If what was read is no reply.
     pub(super) fn next_reply(&mut self) -> Result<Option<Wire>, NoReply> {
-        if self.begin == self.end {
-            return Ok(None);
-        }
-        let Some((reply, length)) = resp::read(&self.incoming[self.begin..self.end])? else {
-            return Ok(None);
+        let reply = match &self.incoming[self.begin..self.end] {
+            [] => None,
+            unread => resp::read(unread)?,
         };
-        self.begin += length;
-        Ok(Some(reply))
+        self.has_more = reply.is_some();
+        Ok(reply.map(|(reply, length)| {
+            self.begin += length;
+            reply
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -176,6 +189,25 @@ mod tests {
         assert_eq!(connection.next_reply(), Ok(Some(Wire::Okay)));
         assert!(!connection.is_behind());
         assert!(reader.await.expect("no panic") == text);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_waited_for_while_there_are_replies_to_take_out() {
+        let (ours, mut theirs) = duplex(1_000);
+        let mut connection = Connection::over(ours);
+        theirs.write_all(b"+OK\r\n:1\r\n:2").await.expect("the other end is there");
+        connection.exchange().await.expect("the other end is there");
+        assert_eq!(connection.next_reply(), Ok(Some(Wire::Okay)));
+        connection.outgoing().extend(b"more");
+        connection.exchange().now_or_never().expect("a reply is there").expect("the other end is there");
+        assert!(!connection.is_behind(), "it was sent all the same");
+        assert_eq!(connection.next_reply(), Ok(Some(Wire::Int(1))));
+        assert_eq!(connection.next_reply(), Ok(None), "not whole");
+        assert!(connection.exchange().now_or_never().is_none());
+        theirs.write_all(b"\r\n").await.expect("the other end is there");
+        connection.exchange().await.expect("the other end is there");
+        assert_eq!(connection.next_reply(), Ok(Some(Wire::Int(2))));
+        assert!(!connection.has_more());
     }
 
     #[tokio::test]
