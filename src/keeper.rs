@@ -14,6 +14,9 @@ use crate::protocol::claim::Event;
 use crate::protocol::time::Instant;
 use crate::sync::lock;
 
+/// Claims that are woken before others may run.
+const MOST_AT_ONCE: usize = 64;
+
 #[derive(Default)]
 pub(crate) struct Keeper {
     /// By the moment at which they are due; the number tells apart those due at the same moment.
@@ -82,10 +85,10 @@ impl Keeper {
     /// The task. Ends when the last handle, guard and watch of the deployment is gone.
     pub(crate) async fn run(self: Arc<Self>, clock: Arc<dyn Clock>) {
         while !self.stopped.load(Ordering::Acquire) {
-            match self.first_due(clock.now()) {
-                Ok(live) => {
-                    live.feed(Event::Tick);
-                    // The claim may be at work on another thread, and take the event in only then.
+            match self.due(clock.now()) {
+                Ok(due) => {
+                    due.iter().for_each(|live| live.feed(Event::Tick));
+                    // A claim may be at work on another thread, and take the event in only then.
                     tokio::task::yield_now().await;
                 }
                 Err(next) => tokio::select! {
@@ -96,11 +99,14 @@ impl Keeper {
         }
     }
 
-    /// A claim that is due, or until when to sleep.
-    fn first_due(&self, now: Instant) -> Result<Arc<Live>, Instant> {
+    /// Claims that are due, or until when to sleep. Woken together, they go out in the same writes.
+    fn due(&self, now: Instant) -> Result<Vec<Arc<Live>>, Instant> {
         let held = lock(&self.held);
         let next = match held.first_key_value() {
-            Some(((due, _), live)) if now >= *due => return Ok(live.clone()),
+            Some(((due, _), _)) if now >= *due => {
+                let due = held.range(..=(now, u64::MAX)).take(MOST_AT_ONCE);
+                return Ok(due.map(|(_, live)| live.clone()).collect());
+            }
             Some(((due, _), _)) => *due,
             None => Instant::NEVER,
         };
