@@ -120,6 +120,8 @@ struct Stage {
     place: Option<Place>,
     /// It may be on wait lists.
     sleeps: bool,
+    /// Its holder is done.
+    let_go: bool,
     /// When the keeper wakes this claim; `None` while its caller does.
     kept: Option<Instant>,
     watching: Watching,
@@ -187,6 +189,7 @@ impl Live {
                 debt,
                 place: Some(place),
                 sleeps: false,
+                let_go: false,
                 kept: None,
                 watching: Watching::No,
             }),
@@ -343,24 +346,29 @@ impl Live {
     }
 
     /// The holder is done. If others of this client wait for the resource, the next of them comes right behind, and no other
-    /// client is woken.
+    /// client is woken. Said again, as by a guard that is dropped after its release, it changes nothing.
     pub(crate) fn let_go(self: &Arc<Self>) {
         let doors = &self.doors;
         let debt = || {
             let (doors, key) = (doors.clone(), self.key.clone());
             Debt::new(move || doors.wake_another(&key))
         };
-        let now = self.now();
-        let hands_over =
-            self.on_stage(|stage| stage.place.as_ref().is_some_and(|place| place.hands_over(now, debt)));
-        self.feed(if hands_over { Event::HandOver } else { Event::Release });
+        let hands_over = self.on_stage(|stage| {
+            let is_first = !std::mem::replace(&mut stage.let_go, true);
+            is_first.then(|| stage.place.as_ref().is_some_and(|place| place.hands_over(self.now(), debt)))
+        });
+        match hands_over {
+            Some(true) => self.feed(Event::HandOver),
+            Some(false) => self.feed(Event::Release),
+            None => {}
+        }
     }
 
     /// From now on the keeper wakes this claim: it renews it, and notices its end.
-    fn keep(self: &Arc<Self>) {
+    fn keep(self: &Arc<Self>, now: Instant) {
         self.on_stage(|stage| {
             if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
-                stage.watching = Watching::At(self.now() + WATCH_AFTER);
+                stage.watching = Watching::At(now + WATCH_AFTER);
                 stage.kept = Some(stage.due());
                 self.doors.keeper.reschedule(self, None, stage.kept);
             }
@@ -501,10 +509,11 @@ pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
     live.wait_for(|results| results.verdict.take()).await.map_err(Defeat::Failed)?;
     // The caller may have been kept from running since: the clock is read once more.
     live.feed(Event::Tick);
-    if live.has_ended() || live.now() >= live.valid_until() {
+    let now = live.now();
+    if live.has_ended() || now >= live.valid_until() {
         return Err(Defeat::TooLate(live.votes().expect("a claim that was won has votes")));
     }
-    live.keep();
+    live.keep(now);
     duty.0 = None;
     Ok(())
 }

@@ -226,9 +226,10 @@ impl Mutex {
     #[doc(alias = "obtain")]
     #[doc(alias = "WithContext")]
     pub async fn acquire(&self) -> Result<Guard, AcquireError> {
-        let patience = self.patience(self.core.doors.clock.now())?;
+        let now = self.core.doors.clock.now();
+        let patience = self.patience(now)?;
         let request = self.check()?;
-        let place = self.place(&request.key, patience.ends_at()).await?;
+        let place = self.place(&request.key, now, patience.ends_at()).await?;
         self.claim(request, patience, place).await
     }
 
@@ -432,11 +433,10 @@ impl Mutex {
         Ok(self.request.get_or_init(|| Request { key, signature, terms }).clone())
     }
 
-    async fn place(&self, key: &Key, deadline: Instant) -> Result<Place, AcquireError> {
+    async fn place(&self, key: &Key, now: Instant, deadline: Instant) -> Result<Place, AcquireError> {
         if self.core.is_closed() {
             return Err(AcquireError::Closed);
         }
-        let now = self.core.doors.clock.now();
         if let Some(place) = self.core.places.try_enter(key, now) {
             return Ok(place);
         }
