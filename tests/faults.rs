@@ -130,6 +130,24 @@ async fn a_node_that_stood_still_is_left_with_nothing_of_a_hundred_locks() {
     works_again(&redlock, &cluster).await;
 }
 
+/// They come all at once, and are handed out in portions.
+#[tokio::test]
+async fn all_answers_of_an_only_node_that_stood_still_are_heard() {
+    let mut cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    cluster.servers[0].stop();
+    let mutexes: Vec<Mutex> = (0..100).map(|number| redlock.mutex(format!("at-once-{number}"))).collect();
+    let acquiring: Vec<_> = mutexes.into_iter().map(|mutex| tokio::spawn(acquired(mutex))).collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(acquiring.iter().all(|acquiring| !acquiring.is_finished()), "the node is silent");
+    cluster.servers[0].cont();
+    for acquired in acquiring {
+        let guard = acquired.await.expect("no panic");
+        assert_eq!(released(guard).await, ReleaseOutcome::Released);
+    }
+    cluster.assert_nothing_left().await;
+}
+
 /// Here the client gives up the silent connection in between, and opens another.
 #[tokio::test]
 async fn a_node_that_stood_still_for_long_is_left_with_nothing_either() {
