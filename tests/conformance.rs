@@ -168,7 +168,8 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
     vec(prop_oneof![30 => step, 1 => hand_over(), 1 => enrolment()], 1..40).prop_map(|parts| parts.concat())
 }
 
-/// The server begins to count for fences, and is asked for one, which takes commands that agree.
+/// The server begins to count for fences, is asked for one, and is told what its holder proclaims, which takes commands that
+/// agree.
 fn enrolment() -> impl Strategy<Value = Vec<Step>> {
     let of = (key(), value(), ttl(), nonce());
     (of, fence(), pact(), any::<bool>()).prop_map(|((key, value, ttl, nonce), floor, pact, in_full)| {
@@ -176,8 +177,12 @@ fn enrolment() -> impl Strategy<Value = Vec<Step>> {
         let enrol = Command::Enrol { key: key.clone(), nonce, floor, pact };
         let fence = floor.next();
         let propose = Command::Propose { key: key.clone(), value: value.clone(), ttl, fence, pact };
-        let raise = Command::Raise { key, value, fence: fence.next(), pact };
-        [observe, enrol, propose, raise].map(|command| Step::Act(Act::Ask { in_full, command })).to_vec()
+        let raise = Command::Raise { key: key.clone(), value: value.clone(), fence: fence.next(), pact };
+        let said = Proclamation::new(&value, fence, (0, "here"));
+        let proclaim = Command::Proclaim { key: key.clone(), value, said, ttl };
+        let follow = Command::Follow { key };
+        let commands = [observe, enrol, propose, raise, proclaim, follow];
+        commands.map(|command| Step::Act(Act::Ask { in_full, command })).to_vec()
     })
 }
 
