@@ -417,8 +417,6 @@ pub struct Small {
     pub faults: (Vec<FaultClass>, u32),
     /// Whether a fence comes with the lock.
     pub sort: Sort,
-    /// Whether holders ask for proofs, and nothing is looked for but two that contradict each other.
-    pub only_proofs: bool,
     /// Whether worlds that go on alike are looked at once. Not where there are two attempts: the second asks in node order.
     pub folds: bool,
 }
@@ -439,7 +437,6 @@ impl Default for Small {
             breaks: 0,
             faults: (Vec::new(), 0),
             sort: Sort::Plain,
-            only_proofs: false,
             folds: true,
         }
     }
@@ -455,11 +452,7 @@ impl Small {
         let terms = Arc::new(wishes.check(&names).expect("terms that agree"));
         let (kinds, most_faults) = &self.faults;
         let is_a_restart = |kind: &FaultClass| matches!(kind, FaultClass::Crashes | FaultClass::Amnesia);
-        let folds = self.folds
-            && self.attempts == 1
-            && !self.waits
-            && !self.only_proofs
-            && kinds.iter().all(is_a_restart);
+        let folds = self.folds && self.attempts == 1 && !self.waits && kinds.iter().all(is_a_restart);
         // Who sees to a node that restarted asks each node about the others.
         let folds = folds && (self.sort == Sort::Plain || *most_faults == 0);
         Scope {
@@ -471,7 +464,7 @@ impl Small {
             sort: self.sort.clone(),
             mutant,
             exclusive: true,
-            only_proofs: self.only_proofs,
+            only_proofs: false,
             strangers: false,
             in_order: !folds,
             folds,
@@ -493,7 +486,7 @@ impl Small {
                 take: u32::from(self.timers),
                 extend: 1,
                 alarm: u32::from(self.alarms),
-                verify: u32::from(self.only_proofs),
+                verify: 0,
                 release: 1,
                 hand_over: 0,
                 abandon: u32::from(self.abandons),
