@@ -447,13 +447,14 @@ async fn a_shutdown_ends_campaigns_and_leaderships() {
 /// Faults of all kinds, drawn from seeds: never two at once, terms rise, and in the end somebody leads within a lease and a bit.
 #[tokio::test(start_paused = true)]
 async fn through_faults_of_all_kinds_there_is_never_more_than_one() {
+    let lost = Arc::new(AtomicU32::new(0));
     for seed in 0..8 {
         let nodes = MemoryNodes::seeded(3, seed);
         let (leads, highest) = (Arc::new(AtomicU32::new(0)), Arc::new(std::sync::Mutex::new(Fence::NONE)));
         let end = Arc::new(AtomicBool::new(false));
         let candidates = (0..4).map(|number| {
             let election = candidate(&nodes.redlock(), &format!("c{number}")).lease(secs(2));
-            let (leads, highest, end) = (leads.clone(), highest.clone(), end.clone());
+            let (leads, highest, end, lost) = (leads.clone(), highest.clone(), end.clone(), lost.clone());
             tokio::spawn(async move {
                 election
                     .run(|leadership| {
@@ -462,13 +463,19 @@ async fn through_faults_of_all_kinds_there_is_never_more_than_one() {
                         assert!(leadership.term() > before, "{} after {before}", leadership.term());
                         let count = Counted::one_more(&leads);
                         let is_over = end.load(Ordering::SeqCst);
+                        lost.fetch_add(1, Ordering::SeqCst);
+                        let lost = lost.clone();
                         async move {
                             let _count = count;
+                            if !is_over {
+                                sleep(ms(900) * (number + 1)).await;
+                            }
+                            // Not lost before it was done.
+                            lost.fetch_sub(1, Ordering::SeqCst);
+                            drop(leadership);
                             if is_over {
                                 return ControlFlow::Break(());
                             }
-                            sleep(ms(300) * (number + 1)).await;
-                            drop(leadership);
                             ControlFlow::Continue(())
                         }
                     })
@@ -476,7 +483,8 @@ async fn through_faults_of_all_kinds_there_is_never_more_than_one() {
             })
         });
         let candidates: Vec<_> = candidates.collect();
-        let plan = redlock_quorum::FaultPlan::seeded(seed);
+        // Also those in which a majority is away, or else nothing would be lost.
+        let plan = redlock_quorum::FaultPlan::seeded(seed).at_most(3).every(ms(200)).lasting(secs(4));
         let faults = nodes.disturb(plan);
         sleep(secs(60)).await;
         drop(faults);
@@ -493,6 +501,8 @@ async fn through_faults_of_all_kinds_there_is_never_more_than_one() {
         }
         nodes.assert_nothing_left();
     }
+    let lost = lost.load(Ordering::SeqCst);
+    assert!(lost > 8, "only {lost} were lost");
 }
 
 /// One that leads. Two at once is what must never be.
