@@ -37,7 +37,6 @@ pub mod admission;
 pub mod attempt;
 pub mod claim;
 pub mod command;
-// Nobody but the simulator asks for fences yet.
 pub mod enrolment;
 pub mod evidence;
 pub mod fence;
