@@ -165,8 +165,11 @@ impl Registrar {
         } else {
             known.max(above_the_clock(doors.clock.wall_clock_at_origin(), doors.clock.now()))
         };
+        let anew = Nonce(doors.entropy.draw().lease_id.0);
         let enrol = |node| match observed.answer(node) {
-            Some(Answer::Observed(nonce)) => Command::Enrol { key: key.clone(), nonce: *nonce, floor, pact },
+            Some(Answer::Observed(nonce)) => {
+                Command::Enrol { key: key.clone(), nonce: *nonce, anew, floor, pact }
+            }
             _ => observe.clone(),
         };
         let enrolled = driver::survey_each(doors, &self.terms, enrol).await;

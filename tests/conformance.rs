@@ -174,7 +174,8 @@ fn enrolment() -> impl Strategy<Value = Vec<Step>> {
     let of = (key(), value(), ttl(), nonce());
     (of, fence(), pact(), any::<bool>()).prop_map(|((key, value, ttl, nonce), floor, pact, in_full)| {
         let observe = Command::Observe { key: key.clone(), nonce, pact, overrules: true };
-        let enrol = Command::Enrol { key: key.clone(), nonce, floor, pact };
+        let anew = Nonce(nonce.0.wrapping_add(1));
+        let enrol = Command::Enrol { key: key.clone(), nonce, anew, floor, pact };
         let fence = floor.next();
         let propose = Command::Propose { key: key.clone(), value: value.clone(), ttl, fence, pact };
         let raise = Command::Raise { key: key.clone(), value: value.clone(), fence: fence.next(), pact };
@@ -229,8 +230,8 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(key, value, fence, pact)| Command::Raise { key, value, fence, pact }),
         2 => (key(), nonce(), pact(), proptest::bool::weighted(0.2))
             .prop_map(|(key, nonce, pact, overrules)| Command::Observe { key, nonce, pact, overrules }),
-        2 => (key(), nonce(), fence(), pact())
-            .prop_map(|(key, nonce, floor, pact)| Command::Enrol { key, nonce, floor, pact }),
+        2 => (key(), nonce(), nonce(), fence(), pact())
+            .prop_map(|(key, nonce, anew, floor, pact)| Command::Enrol { key, nonce, anew, floor, pact }),
         8 => (key(), 0..4u64).prop_map(|(key, millis)| {
             Command::Enlist { key, waited: Duration::from_millis(millis) }
         }),

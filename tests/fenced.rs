@@ -297,6 +297,35 @@ async fn a_restart_during_the_wait_begins_it_anew() {
     drop(redlock);
 }
 
+/// Of two clients the first one lets a node count, which then forgets. The second one has begun to wait a little later.
+#[tokio::test]
+async fn who_has_waited_does_not_let_a_node_count_that_has_forgotten_since() {
+    let cluster = Cluster::start_with(3, &SILENT).await;
+    let server = &cluster.servers[1];
+    let first = client(&cluster, Fenced).await;
+    server.type_in::<()>("FLUSHALL").await;
+    let look = async |redlock: &Redlock| {
+        let guard = promptly(redlock.fenced_mutex("job").acquire()).await.expect("two nodes count");
+        let _ = promptly(guard.release()).await;
+    };
+    look(&first).await;
+    let nonce = async || server.type_in::<Option<String>>("HGET redlock#node nonce").await;
+    until("it is looked at", async || nonce().await.is_some()).await;
+    let observed_under = nonce().await;
+    tokio::time::sleep(WAIT / 2).await;
+    let second = promptly(set(cluster.builder(), Fenced).connect()).await.expect("all nodes are there");
+    look(&second).await;
+    until("a node that counts", async || counts(server).await).await;
+    assert_eq!(nonce().await, observed_under);
+    // Nobody asks it for anything, so nobody notices.
+    let forgot = Instant::now();
+    server.type_in::<()>("FLUSHALL").await;
+    until("a node that counts", async || counts(server).await).await;
+    assert!(forgot.elapsed() >= WAIT, "it counts after {:?}", forgot.elapsed());
+    assert_ne!(nonce().await, observed_under, "it is another incarnation");
+    drop((first, second));
+}
+
 #[tokio::test]
 async fn when_all_memory_is_lost_nobody_holds_for_the_wait_and_fences_go_on_above() {
     let mut cluster = Cluster::start(3).await;

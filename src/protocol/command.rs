@@ -305,6 +305,9 @@ pub enum Command {
         key: Key,
         /// Under which it was observed.
         nonce: Nonce,
+        /// Under which it is observed from now on if it has forgotten that. Another one: whoever has waited since the first one was
+        /// written would not notice.
+        anew: Nonce,
         /// Below which it accepts no fence.
         floor: Fence,
         /// What its clients agree on.

@@ -322,15 +322,20 @@ impl Enrolment {
         let round = self.next_round();
         self.nodes[node] = Standing::Enrolling { round, observed, by_the_clock };
         let (key, pact) = (self.key.clone(), self.pact);
-        let command = Command::Enrol { key, nonce: observed.nonce, floor, pact };
+        let anew = self.nonce(node, round);
+        let command = Command::Enrol { key, nonce: observed.nonce, anew, floor, pact };
         out.push(Action::Send { node, round, command });
     }
 
     fn observe(&mut self, node: NodeIndex, round: RoundId, out: &mut Vec<Action>) {
-        let nonce =
-            Nonce(self.nonces.wrapping_add(u128::from(round.0) * self.quorum.nodes() as u128 + node as u128));
+        let nonce = self.nonce(node, round);
         let command = Command::Observe { key: self.key.clone(), nonce, pact: self.pact, overrules: false };
         out.push(Action::Send { node, round, command });
+    }
+
+    /// One that nobody has had.
+    fn nonce(&self, node: NodeIndex, round: RoundId) -> Nonce {
+        Nonce(self.nonces.wrapping_add(u128::from(round.0) * self.quorum.nodes() as u128 + node as u128))
     }
 
     fn others(&self, node: NodeIndex) -> impl Iterator<Item = NodeIndex> + use<> {

@@ -191,12 +191,12 @@ impl Store {
                         .map_or(Answer::Unknown(Unknown::Refused(Refusal::OtherRules)), Answer::Observed),
                 }
             }
-            Command::Enrol { key, nonce, floor, pact } => {
+            Command::Enrol { key, nonce, anew, floor, pact } => {
                 if let Some(process) = messenger.process() {
                     self.marker(key).enrol(process, *nonce, *floor, *pact);
                 }
                 let observe =
-                    Command::Observe { key: key.clone(), nonce: *nonce, pact: *pact, overrules: false };
+                    Command::Observe { key: key.clone(), nonce: *anew, pact: *pact, overrules: false };
                 self.carry_out(time, &observe, messenger)
             }
             Command::Release { key, value, linger, wake, .. } => {
@@ -638,13 +638,14 @@ mod tests {
         let (key, value) = (Key::of_lock("ns", key.as_bytes()), Value::from_wire(first.as_bytes()));
         let (fence, ttl) = (Fence::new(number), Ttl::from_millis(100));
         let nonce = || Nonce(first.parse().expect("a number"));
+        let anew = || Nonce(nonce().0 + 100);
         let command = match verb {
             "propose" => Command::Propose { key, value, ttl, fence, pact },
             "raise" => Command::Raise { key, value, fence, pact },
             "extend" => Command::Extend { key, value, ttl, heal: true, rules: Rules::Strict(pact) },
             "observe" => Command::Observe { key, nonce: nonce(), pact, overrules: false },
             "overrule" => Command::Observe { key, nonce: nonce(), pact, overrules: true },
-            "enrol" => Command::Enrol { key, nonce: nonce(), floor: fence, pact },
+            "enrol" => Command::Enrol { key, nonce: nonce(), anew: anew(), floor: fence, pact },
             _ => {
                 let (linger, owed_for, wake) = (Ttl::ZERO, Duration::ZERO, Wake::Nobody);
                 Command::Release { key, value, linger, owed_for, wake, rules: Rules::Strict(pact) }
@@ -742,6 +743,26 @@ mod tests {
         ] {
             assert_eq!(strictly(&mut store, (1, "q"), command, "k", pact(100)), expected, "{command}");
         }
+    }
+
+    #[test]
+    fn a_nonce_that_was_forgotten_does_not_come_back() {
+        let mut store = enrolled(0);
+        assert_eq!(strictly(&mut store, (0, "p"), "enrol 7 33", "k", pact(100)), "Enrolled(Fence(0))");
+        // Two have waited with that nonce. To the second one it must not say that nothing was forgotten, and to a holder not that
+        // the node is what it was.
+        let mut store = Store::default();
+        for command in ["enrol 7 33", "enrol 7 33", "observe 8"] {
+            assert_eq!(
+                strictly(&mut store, (0, "p"), command, "k", pact(100)),
+                "Observed(Nonce(107))",
+                "{command}"
+            );
+        }
+        assert_eq!(
+            strictly(&mut store, (0, "p"), "propose a 10", "k", pact(100)),
+            "Accepted, and does not count"
+        );
     }
 
     #[test]

@@ -5,14 +5,16 @@
 -- ARGV[1]  the process that the client takes this server for
 -- ARGV[2]  what the clients have agreed on: the fingerprint of their nodes
 -- ARGV[3]  and the longest ttl that they ask for
--- ARGV[4]  a nonce: under this one it is observed from now on, if it is not yet
+-- ARGV[4]  a new nonce: under this one it is observed from now on, if it is not yet
 -- ARGV[5]  '' to observe, 'overrule' to forget before what others have agreed on, or the floor: let it count if it was observed
---          under that nonce all the time, and never accept a fence that is not above this one
+--          all the time, and never accept a fence that is not above this one
+-- ARGV[6]  with a floor: the nonce under which it was observed. Where that is forgotten it does not come back: to others who have
+--          waited with it, it would say that nothing was forgotten
 --
 -- Returns 1 and the largest fence that was accepted in the namespace if it counts, else 0 and the nonce under which it is
 -- observed. Answers that clients have agreed on other rules with an error, and nothing is done.
 
-local process, nodes, max_ttl, nonce, act = unpack(ARGV)
+local process, nodes, max_ttl, nonce, act, observed_under = unpack(ARGV)
 local fields = redis.call('HMGET', KEYS[1], 'process', 'nodes', 'max_ttl', 'observed', 'nonce', 'high_water')
 local is_enrolled = fields[1] == process
 local is_observed = fields[4] == process
@@ -26,7 +28,7 @@ if (is_enrolled or is_observed) and (fields[2] ~= nodes or fields[3] ~= max_ttl)
   is_observed = false
 end
 
-if is_observed and fields[5] == nonce and act ~= '' and act ~= 'overrule' then
+if is_observed and observed_under and fields[5] == observed_under then
   if tonumber(act) > tonumber(high_water) then
     high_water = act
   end

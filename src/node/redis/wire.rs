@@ -224,12 +224,13 @@ pub(super) fn encode(
             judgement.arguments(Some(Ttl::ZERO), out);
         }
         Command::Observe { key, nonce, pact, overrules } => {
-            call_enrol(key, form, (process, *pact, *nonce), out);
+            call_enrol(key, form, 5, (process, *pact, *nonce), out);
             out.part(if *overrules { b"overrule" } else { b"" });
         }
-        Command::Enrol { key, nonce, floor, pact } => {
-            call_enrol(key, form, (process, *pact, *nonce), out);
+        Command::Enrol { key, nonce, anew, floor, pact } => {
+            call_enrol(key, form, 6, (process, *pact, *anew), out);
             out.number(floor.as_u64());
+            out.part(in_digits(*nonce).as_bytes());
         }
         Command::Release { key, value, linger, wake, .. } => {
             let has_list = *wake != Wake::Nobody && lists != Lists::Closed;
@@ -289,14 +290,25 @@ pub(super) fn encode(
     }
 }
 
-/// Begins a call that is about the marker of a namespace; one argument comes behind it.
-fn call_enrol(key: &Key, form: Form, (process, pact, nonce): (&str, Pact, Nonce), out: &mut Writer<'_>) {
-    ENROL.call(form, 1, 5, out);
+/// Begins a call that is about the marker of a namespace, with the first four arguments.
+fn call_enrol(
+    key: &Key,
+    form: Form,
+    arguments: usize,
+    (process, pact, nonce): (&str, Pact, Nonce),
+    out: &mut Writer<'_>,
+) {
+    ENROL.call(form, 1, arguments, out);
     out.parts(&key.marker());
     out.part(process.as_bytes());
     out.number(pact.fingerprint());
     out.number(pact.max_ttl().as_millis());
-    out.part(format!("{:032x}", nonce.0).as_bytes());
+    out.part(in_digits(nonce).as_bytes());
+}
+
+/// A nonce, as all clients write it down.
+fn in_digits(nonce: Nonce) -> String {
+    format!("{:032x}", nonce.0)
 }
 
 /// What a reply says.
@@ -341,7 +353,7 @@ fn judged(command: &Command, reply: Wire) -> Option<Answer> {
     }
 }
 
-/// A nonce, as all clients write it down.
+/// A nonce that was written down so.
 fn nonce(text: &[u8]) -> Option<Nonce> {
     let is_whole = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
     let digits = std::str::from_utf8(text).ok().filter(|_| is_whole)?;
@@ -517,7 +529,7 @@ pub(super) mod tests {
             Command::Extend { key: key.clone(), value, ttl, heal: false, rules },
             release,
             Command::Observe { key: key.clone(), nonce, pact, overrules: true },
-            Command::Enrol { key, nonce, floor: fence, pact },
+            Command::Enrol { key, nonce, anew: Nonce(11), floor: fence, pact },
         ]
     }
 
@@ -585,7 +597,7 @@ pub(super) mod tests {
     fn a_server_is_told_by_what_to_judge_itself_behind_all_else() {
         let value = "00000000000000000000000000000001:w";
         let pact = Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(5_000)).fingerprint();
-        let nonce = "0000000000000000000000000000000a";
+        let [nonce, anew] = ["0000000000000000000000000000000a", "0000000000000000000000000000000b"];
         let expected = [
             format!(
                 "3 redlock:k redlock#fence:k redlock#node {value} 1000 33 3600000 600000000 p {pact} 5000 1000"
@@ -594,7 +606,7 @@ pub(super) mod tests {
             format!("2 redlock:k redlock#node {value} 1000 0 p {pact} 5000 1000"),
             format!("3 redlock:k redlock#wait:k redlock#node {value} c p {pact} 5000 "),
             format!("1 redlock#node p {pact} 5000 {nonce} overrule"),
-            format!("1 redlock#node p {pact} 5000 {nonce} 33"),
+            format!("1 redlock#node p {pact} 5000 {anew} 33 {nonce}"),
         ];
         for (command, expected) in strict_commands().iter().zip(expected) {
             let text = text(command, Form::Hashed, Lists::WokenOn("c"));

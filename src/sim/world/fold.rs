@@ -275,7 +275,7 @@ fn hash_command(command: &Command, hasher: &mut impl Hasher) {
         Command::Propose { ttl, fence, pact, .. } => (7_u8, ttl, fence, pact).hash(hasher),
         Command::Raise { fence, pact, .. } => (8_u8, fence, pact).hash(hasher),
         Command::Observe { nonce, pact, .. } => (9_u8, nonce, pact).hash(hasher),
-        Command::Enrol { nonce, floor, pact, .. } => (10_u8, nonce, floor, pact).hash(hasher),
+        Command::Enrol { nonce, anew, floor, pact, .. } => (10_u8, nonce, anew, floor, pact).hash(hasher),
         Command::Proclaim { .. } | Command::Follow { .. } => unreachable!("no claim's command"),
     }
 }
