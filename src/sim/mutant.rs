@@ -100,6 +100,8 @@ pub enum Mutant {
     EnrolledWithoutSeed,
     /// A node that forgot something is told how far the fences were when it was first looked at.
     SeededBeforeTheWait,
+    /// A node that has forgotten under which nonce it was observed is observed under it again.
+    ForgottenNonceComesBack,
     /// A counter that a node has restored wins over what the other nodes have told it.
     RestoredCounterWins,
     /// A key that was set counts as standing from before that was heard.
@@ -118,7 +120,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them that chance finds. [`IncarnationsBridged`](Mutant::IncarnationsBridged) takes more of it than there is.
-    pub const ALL: [Mutant; 45] = [
+    pub const ALL: [Mutant; 46] = [
         Mutant::ReusedLeaseId,
         Mutant::ValidFromTheReply,
         Mutant::StartMovedInTheOrderedRetry,
@@ -158,6 +160,7 @@ impl Mutant {
         Mutant::EnrolledWithoutWait,
         Mutant::EnrolledWithoutSeed,
         Mutant::SeededBeforeTheWait,
+        Mutant::ForgottenNonceComesBack,
         Mutant::RestoredCounterWins,
         Mutant::ProvenBeforeItWasHeard,
         Mutant::UnheardHealIgnored,
@@ -178,6 +181,7 @@ impl Mutant {
                 | Mutant::EnrolledWithoutWait
                 | Mutant::EnrolledWithoutSeed
                 | Mutant::SeededBeforeTheWait
+                | Mutant::ForgottenNonceComesBack
                 | Mutant::RestoredCounterWins
         )
     }
@@ -276,6 +280,12 @@ impl Mutant {
                     faults: vec![(FaultClass::Amnesia, 1)],
                     ..Weather::default()
                 };
+            }
+            // It shows when a node forgets twice, and of two that let it count the first time one is late.
+            Mutant::ForgottenNonceComesBack => {
+                scope.keep_to_the_end();
+                scope.most_faults = 10;
+                scope.weather.faults = vec![(FaultClass::Flushes, 3), (FaultClass::Pauses, 1)];
             }
             Mutant::IncarnationsBridged => scope.take_keys_away_and_bring_them_back(),
             Mutant::UnheardHealIgnored => scope.take_keys_and_answers_away(),

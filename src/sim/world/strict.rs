@@ -150,10 +150,13 @@ impl World {
         if self.scope.mutant == Some(Mutant::SeededBeforeTheWait) {
             self.seed_early(client, node);
         }
-        let (Command::Enrol { floor, .. }, Some(strict)) = (command, &self.clients[client].strict) else {
+        let (Command::Enrol { nonce, anew, floor, .. }, Some(strict)) =
+            (command, &self.clients[client].strict)
+        else {
             return;
         };
         match self.scope.mutant {
+            Some(Mutant::ForgottenNonceComesBack) => *anew = *nonce,
             _ if strict.by_wall_clock => {}
             Some(Mutant::EnrolledWithoutSeed) => *floor = Fence::NONE,
             Some(Mutant::SeededBeforeTheWait) => *floor = strict.early_seeds[node].unwrap_or(*floor),
