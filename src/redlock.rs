@@ -222,7 +222,13 @@ impl Redlock {
     /// An operator's word that the nodes and the [`max_ttl`](crate::RedlockBuilder::max_ttl) of this client are those of the
     /// namespace from now on, whatever its clients have agreed on before: for a change of the nodes. Clients with others are
     /// refused by the nodes that were told, what they hold cannot be extended there, and after the `max_ttl` these nodes
-    /// count again, for the new rules. Fences stay above those that were granted.
+    /// count again, for the new rules. Fences go on above what each of these nodes remembers, and above the wall clock, as after a
+    /// [loss of all memory](FencesAfterLoss).
+    ///
+    /// **Clients with the former settings are shut out only when so many of *their* nodes were told that the rest is no majority.** This
+    /// client does not know which those were: it is done when a majority of the new ones was told. So replace a minority of the
+    /// nodes at a time, and say it again until the report shows an answer of each that both have in common; or stop those
+    /// clients before. Else they and the new ones may hold at once.
     ///
     /// If the `max_ttl` becomes shorter, say it when all that was acquired with the longer one is over.
     ///
