@@ -376,6 +376,26 @@ async fn a_new_deployment_waits_unless_it_is_said_to_be_new() {
     assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
 }
 
+/// By an operator's word nobody waits. But fences must not go back: who says it may have met none of them.
+#[tokio::test]
+async fn by_an_operators_word_fences_go_on_above_what_is_remembered_or_else_above_the_clock() {
+    let cluster = Cluster::start(3).await;
+    let mut last = Fence::default();
+    for forgetful in [&cluster.servers[..0], &cluster.servers[1..2], &cluster.servers[..]] {
+        join_all(forgetful.iter().map(|server| server.type_in::<()>("FLUSHALL"))).await;
+        let stranger = client(&cluster, Fenced).await;
+        for server in forgetful {
+            let floor: Option<u64> = server.type_in("HGET redlock#node floor").await;
+            assert!(floor.map(Fence::new) >= Some(last), "{floor:?} after {last}");
+        }
+        let guard =
+            promptly(stranger.fenced_mutex("job").try_acquire()).await.expect("all count").expect("free");
+        assert!(guard.fence() > last, "{} after {last}", guard.fence());
+        last = guard.fence();
+        assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    }
+}
+
 fn other_rules(error: &AcquireError) -> bool {
     format!("{error:#}").contains("other nodes, or another max_ttl")
 }
