@@ -34,8 +34,14 @@ pub(crate) struct Registrar {
 struct Stage {
     enrolment: Enrolment,
     proposer: Proposer,
-    /// Which nodes the log calls ready.
-    ready: Box<[bool]>,
+    /// Which nodes the log calls ready, and which it says stay out.
+    told: Box<[Told]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    is_ready: bool,
+    lacks_others: bool,
 }
 
 impl Registrar {
@@ -52,13 +58,13 @@ impl Registrar {
         let mut enrolment = Enrolment::new(key.clone(), rules, terms.node_timeout, nonces);
         enrolment.reseed(reseed);
         let proposer = Proposer::new(doors.clock.wall_clock_at_origin());
-        let ready = vec![false; terms.quorum.nodes()].into();
+        let told = vec![Told::default(); terms.quorum.nodes()].into();
         Arc::new(Registrar {
             doors: Arc::downgrade(doors),
             key,
             pact,
             terms: terms.clone(),
-            stage: Mutex::new(Stage { enrolment, proposer, ready }),
+            stage: Mutex::new(Stage { enrolment, proposer, told }),
             alarm: Arc::default(),
         })
     }
@@ -119,12 +125,20 @@ impl Registrar {
     }
 
     /// The log: which nodes count.
-    fn tell(&self, Stage { enrolment, ready, .. }: &mut Stage, actions: &[Action]) {
+    fn tell(&self, Stage { enrolment, told, .. }: &mut Stage, actions: &[Action]) {
         let namespace = String::from_utf8_lossy(self.key.namespace());
-        for (node, is_ready) in ready.iter_mut().enumerate() {
+        for (node, told) in told.iter_mut().enumerate() {
             let name = &self.terms.nodes[node];
-            let before = std::mem::replace(is_ready, enrolment.counts(node));
-            match (before, *is_ready) {
+            let now = Told { is_ready: enrolment.counts(node), lacks_others: enrolment.lacks_others(node) };
+            let before = std::mem::replace(told, now);
+            if now.lacks_others && !before.lacks_others {
+                tracing::warn!(
+                    node = %name,
+                    %namespace,
+                    "stays out for fences: too few of the other nodes remember them (see fences_after_loss)"
+                );
+            }
+            match (before.is_ready, now.is_ready) {
                 (false, true) => tracing::debug!(node = %name, %namespace, "counts for fences"),
                 (true, false) => tracing::warn!(
                     node = %name,

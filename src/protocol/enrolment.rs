@@ -124,7 +124,13 @@ struct Observation {
     over_at: Instant,
     /// When the next step is tried.
     due_at: Instant,
+    /// How often too few of the others counted, at most [`MOST_DOUBLINGS`].
+    in_vain: u32,
 }
+
+/// The pause before the others are asked again is doubled so often, at most: one of them may be gone for good, and many clients may
+/// be at it.
+const MOST_DOUBLINGS: u32 = 6;
 
 impl Enrolment {
     /// Knows nothing yet. `nonces` is random, and no other client has it.
@@ -185,7 +191,19 @@ impl Enrolment {
                 self.nodes[node] = self.standing(now, answer, Some(observed));
             }
             // What one says of itself when it is asked for another, it is asked again for itself.
-            _ => self.hear_a_seed(now, id, node, answer, out),
+            _ => return self.hear_a_seed(now, id, node, answer, out),
+        }
+        if self.counts(node) {
+            self.ask_it_for_the_others(now);
+        }
+    }
+
+    /// One more counts: those that have waited for long enough need not wait until they would have asked again.
+    fn ask_it_for_the_others(&mut self, now: Instant) {
+        for standing in &mut self.nodes {
+            if let Standing::Waiting(observed) = standing {
+                observed.due_at = observed.due_at.min(now.max(observed.over_at));
+            }
         }
     }
 
@@ -219,9 +237,9 @@ impl Enrolment {
     /// From when a node is likely to count; [`Instant::NEVER`] if that is not known.
     pub fn counts_from(&self, node: NodeIndex) -> Instant {
         match &self.nodes[node] {
-            Standing::Waiting(observed)
-            | Standing::Seeding { observed, .. }
-            | Standing::Enrolling { observed, .. } => observed.over_at,
+            // If it has waited for long enough, the others are asked again then.
+            Standing::Waiting(observed) => observed.over_at.max(observed.due_at),
+            Standing::Seeding { observed, .. } | Standing::Enrolling { observed, .. } => observed.over_at,
             Standing::Asked { observed: Some(observed), .. } => observed.over_at,
             Standing::Unknown | Standing::Asked { observed: None, .. } | Standing::Counting => Instant::NEVER,
         }
@@ -230,6 +248,11 @@ impl Enrolment {
     /// Whether a node counted when it was last heard of.
     pub fn counts(&self, node: NodeIndex) -> bool {
         matches!(self.nodes[node], Standing::Counting)
+    }
+
+    /// Whether a node would count if more of the others did.
+    pub fn lacks_others(&self, node: NodeIndex) -> bool {
+        matches!(&self.nodes[node], Standing::Waiting(observed) if observed.in_vain > 0)
     }
 
     /// Whether a node is being told what the wall clock says of the fences, since too few others knew.
@@ -254,7 +277,7 @@ impl Enrolment {
                     Some(known) => Observation { due_at: known.over_at.max(now), ..known },
                     None => {
                         let over_at = now + self.wait;
-                        Observation { nonce: *nonce, over_at, due_at: over_at }
+                        Observation { nonce: *nonce, over_at, due_at: over_at, in_vain: 0 }
                     }
                 })
             }
@@ -314,8 +337,9 @@ impl Enrolment {
             }
             Reseed::QuorumOrWallClock(origin) => (known.max(above_the_clock(origin, now)), true),
             Reseed::Quorum | Reseed::QuorumOrAll(_) => {
-                let due_at = now + self.patience;
-                self.nodes[node] = Standing::Waiting(Observation { due_at, ..observed });
+                let due_at = now + self.patience * (1 << observed.in_vain);
+                let in_vain = (observed.in_vain + 1).min(MOST_DOUBLINGS);
+                self.nodes[node] = Standing::Waiting(Observation { due_at, in_vain, ..observed });
                 return;
             }
         };
@@ -486,23 +510,25 @@ mod tests {
         stage.hear(11_000, round, 1, &Answer::Observed(Nonce(3)));
         stage.hear(11_000, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, []);
+        assert!(stage.enrolment.lacks_others(0) && !stage.enrolment.lacks_others(1));
         stage.pass(11_000 + PATIENCE);
         assert_eq!(stage.asked().1, to_others());
-        // Silent ones are given up.
+        // Silent ones are given up, and asked again after twice the pause.
         stage.pass(11_000 + 2 * PATIENCE);
         assert_eq!(stage.asked().1, []);
+        assert_eq!(stage.enrolment.counts_from(0), at(11_000 + 4 * PATIENCE));
         stage.enrolment.reseed(Reseed::QuorumOrAll(5));
-        stage.pass(11_000 + 3 * PATIENCE);
+        stage.pass(11_000 + 4 * PATIENCE);
         let (round, _) = stage.asked();
-        stage.hear(11_700, round, 1, &Answer::Unknown(Unknown::NotConnected));
-        stage.hear(11_700, round, 2, &Answer::Enrolled(Fence::new(33)));
+        stage.hear(11_900, round, 1, &Answer::Unknown(Unknown::NotConnected));
+        stage.hear(11_900, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, [], "a silent one may know more");
         stage.enrolment.reseed(Reseed::QuorumOrWallClock(5));
-        stage.pass(11_700 + PATIENCE);
+        stage.pass(11_900 + 4 * PATIENCE);
         let (round, _) = stage.asked();
-        stage.hear(12_000, round, 1, &Answer::Unknown(Unknown::NotConnected));
-        stage.hear(12_000, round, 2, &Answer::Enrolled(Fence::new(33)));
-        assert_eq!(stage.asked().1, [(0, "enrol 7 612000005".to_owned())], "ten minutes ahead of the clock");
+        stage.hear(12_900, round, 1, &Answer::Unknown(Unknown::NotConnected));
+        stage.hear(12_900, round, 2, &Answer::Enrolled(Fence::new(33)));
+        assert_eq!(stage.asked().1, [(0, "enrol 7 612900005".to_owned())], "ten minutes ahead of the clock");
         assert!(stage.enrolment.goes_by_the_clock(0));
     }
 
@@ -518,6 +544,27 @@ mod tests {
         stage.hear(12_000, round, 2, &Answer::Enrolled(Fence::new(33)));
         assert_eq!(stage.asked().1, [(0, "enrol 7 612000005".to_owned())]);
         assert!(stage.enrolment.goes_by_the_clock(0));
+    }
+
+    #[test]
+    fn when_one_more_counts_those_that_have_waited_ask_at_once_and_else_more_and_more_seldom() {
+        let mut stage = Stage::set(3);
+        stage.observed(0, 0, 7);
+        let mut time = WAIT;
+        for pause in [1, 2, 4, 8, 16, 32, 64, 64] {
+            stage.pass(time);
+            let (round, asked) = stage.asked();
+            assert_eq!(asked, to_others());
+            for other in [1, 2] {
+                stage.hear(time, round, other, &Answer::Unknown(Unknown::NotConnected));
+            }
+            time += pause * PATIENCE;
+        }
+        stage.enrolment.look(2, &mut stage.out);
+        let (round, _) = stage.asked();
+        stage.hear(time - 1_000, round, 2, &Answer::Enrolled(Fence::new(33)));
+        stage.pass(time - 1_000);
+        assert_eq!(stage.asked().1, to_others());
     }
 
     #[test]
