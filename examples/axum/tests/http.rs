@@ -1,16 +1,21 @@
 //! The service as it is run: a process of its own, asked over HTTP, on nodes in its memory and on three Redis servers of
 //! the test's own.
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+#[path = "../../run_once/tests/servers/mod.rs"]
+mod servers;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Barrier, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use servers::Servers;
+
+/// The servers forget nothing when they restart, so that they need not wait for the longest ttl before they vote.
+const TRUSTED: &str = "?trust_disk=true";
 
 /// Whatever takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -34,7 +39,7 @@ fn one_user_is_charged_once_at_a_time_and_others_meanwhile() {
 
 #[test]
 fn two_instances_charge_one_user_one_at_a_time() {
-    let servers = Servers::start(3);
+    let servers = Servers::start_on_disk(3);
     let (here, there) = (Service::on(&servers, &[]), Service::on(&servers, &[]));
     let first = here.charge("alice", "takes_ms=3000");
     here.wait_for(r#"charging "alice""#);
@@ -73,7 +78,7 @@ fn a_client_that_disconnects_leaves_no_lock_behind() {
 
 #[test]
 fn a_client_that_disconnects_leaves_no_lock_behind_on_servers() {
-    let servers = Servers::start(3);
+    let servers = Servers::start_on_disk(3);
     a_client_disconnects(&Service::on(&servers, &[("REDLOCK_TTL_MS", "60000")]));
 }
 
@@ -94,11 +99,11 @@ fn a_client_disconnects(service: &Service) {
 
 #[test]
 fn told_to_stop_it_finishes_what_is_in_work_and_leaves_no_key() {
-    let servers = Servers::start(3);
+    let servers = Servers::start_on_disk(3);
     let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000")]);
     let in_work = service.charge("alice", "amount=5&takes_ms=2000");
     service.wait_for(r#"charging "alice""#);
-    let locked = servers.keys().iter().filter(|keys| *keys == "*1").count();
+    let locked = servers.keys("*").iter().filter(|keys| *keys == "*1").count();
     assert!(locked >= 2, "the lock of alice is on {locked} servers, and a majority of 3 is 2");
 
     service.terminate();
@@ -107,12 +112,12 @@ fn told_to_stop_it_finishes_what_is_in_work_and_leaves_no_key() {
 
     let ended = service.wait();
     assert_eq!(ended.code(), Some(0), "{ended}");
-    assert_eq!(servers.keys(), ["*0", "*0", "*0"], "keys that would stand for up to a minute");
+    assert_eq!(servers.keys("*"), ["*0", "*0", "*0"], "keys that would stand for up to a minute");
 }
 
 #[test]
 fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
-    let servers = Servers::start(3);
+    let servers = Servers::start_on_disk(3);
     let mut service = Service::on(&servers, &[("REDLOCK_TTL_MS", "60000"), ("DRAIN_MS", "100")]);
     let _in_work = service.charge("alice", "amount=5&takes_ms=20000");
     service.wait_for(r#"charging "alice""#);
@@ -123,13 +128,13 @@ fn what_is_not_done_in_time_is_given_up_and_leaves_no_key() {
 
     let ended = service.wait();
     assert_eq!(ended.code(), Some(1), "{ended}");
-    assert_eq!(servers.keys(), ["*0", "*0", "*0"], "keys that would stand for up to a minute");
+    assert_eq!(servers.keys("*"), ["*0", "*0", "*0"], "keys that would stand for up to a minute");
 }
 
 #[test]
 fn while_its_nodes_do_not_vote_yet_it_says_for_how_long() {
-    let servers = Servers::start(3);
-    let nodes = servers.addresses().replace("?trust_disk=true", "");
+    let servers = Servers::start_on_disk(3);
+    let nodes = servers.addresses();
     let settings = [("REDLOCK_TTL_MS", "60000")];
     let service = Service::start(command().env("REDLOCK_NODES", nodes).envs(settings));
     let answer = service.charge("alice", "amount=5&takes_ms=0").answer();
@@ -140,7 +145,7 @@ fn while_its_nodes_do_not_vote_yet_it_says_for_how_long() {
 
 #[test]
 fn without_a_majority_it_asks_for_patience() {
-    let mut servers = Servers::start(3);
+    let mut servers = Servers::start_on_disk(3);
     let service = Service::on(&servers, &[]);
     service.charge("alice", "amount=5&takes_ms=0").answer().assert_status(200);
     service.get("/health").answer().assert_status(200);
@@ -157,7 +162,7 @@ fn without_a_majority_it_asks_for_patience() {
 
 #[test]
 fn a_charge_that_loses_its_lock_says_so() {
-    let servers = Servers::start(3);
+    let servers = Servers::start_on_disk(3);
     let service = Service::on(&servers, &[("REDLOCK_TTL_MS", "900")]);
     let first = service.charge("alice", "amount=5&takes_ms=20000");
     service.wait_for(r#"charging "alice""#);
@@ -186,7 +191,9 @@ impl Service {
     }
 
     fn on(servers: &Servers, settings: &[(&str, &str)]) -> Self {
-        Self::start(command().env("REDLOCK_NODES", servers.addresses()).envs(settings.iter().copied()))
+        Self::start(
+            command().env("REDLOCK_NODES", servers.addresses_with(TRUSTED)).envs(settings.iter().copied()),
+        )
     }
 
     fn start(command: &mut Command) -> Self {
@@ -340,136 +347,5 @@ impl Answer {
         self.assert_status(status);
         let seconds = self.header("Retry-After").and_then(|seconds| seconds.parse::<u32>().ok());
         assert!(seconds.is_some_and(|seconds| seconds >= 1), "{self:?}");
-    }
-}
-
-/// Independent servers, on free ports of this machine.
-struct Servers {
-    servers: Vec<Server>,
-    /// After the servers: it is removed when they are gone.
-    _folder: Folder,
-}
-
-impl Servers {
-    fn start(count: usize) -> Self {
-        let folder = Folder::new();
-        let servers = (0..count).map(|_| Server::start(&folder.0)).collect();
-        Servers { servers, _folder: folder }
-    }
-
-    /// They forget nothing when they restart, so that they need not wait for the longest ttl before they vote.
-    fn addresses(&self) -> String {
-        let address = |server: &Server| format!("127.0.0.1:{}?trust_disk=true", server.port);
-        let addresses: Vec<_> = self.servers.iter().map(address).collect();
-        addresses.join(",")
-    }
-
-    /// How many keys each has, as it comes over the wire: `*0` for none.
-    fn keys(&self) -> Vec<String> {
-        self.servers.iter().map(|server| ask(server.port, "KEYS *").expect("a running server")).collect()
-    }
-
-    fn forget_everything(&self) {
-        for server in &self.servers {
-            assert_eq!(ask(server.port, "FLUSHALL").expect("a running server"), "+OK");
-        }
-    }
-
-    fn kill(&mut self, number: usize) {
-        let process = &mut self.servers[number].process;
-        process.kill().expect("a running server");
-        process.wait().expect("a child");
-    }
-}
-
-struct Server {
-    process: Child,
-    port: u16,
-}
-
-impl Server {
-    /// A free port may be taken by somebody else before the server has it: then another is tried.
-    fn start(folder: &Path) -> Self {
-        for _ in 0..10 {
-            if let Some(server) = Self::start_on(free_port(), folder) {
-                return server;
-            }
-        }
-        panic!("redis-server did not start on any of ten ports");
-    }
-
-    fn start_on(port: u16, folder: &Path) -> Option<Self> {
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
-        command.args(["--appendfilename", &format!("{port}.aof"), "--dir"]).arg(folder);
-        let process = match command.stdout(Stdio::null()).spawn() {
-            Ok(process) => process,
-            Err(error) => panic!(
-                "this test needs redis-server on the PATH ({error}); \
-                 `tests/run` installs it and runs all tests"
-            ),
-        };
-        let mut server = Server { process, port };
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE && server.process.try_wait().expect("a child").is_none() {
-            // Not one that somebody else started on this port: it says whose process it is.
-            if server.is_at_its_port() {
-                return Some(server);
-            }
-            sleep(PAUSE);
-        }
-        None
-    }
-
-    fn is_at_its_port(&self) -> bool {
-        let id = format!("process_id:{}", self.process.id());
-        ask_for_text(self.port, "INFO server").is_ok_and(|text| text.lines().any(|line| line == id))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
-}
-
-/// The first line of the answer, as it comes over the wire.
-fn ask(port: u16, command: &str) -> io::Result<String> {
-    Ok(ask_for_text(port, command)?.lines().next().unwrap_or_default().to_owned())
-}
-
-/// The whole answer: the server hangs up after it.
-fn ask_for_text(port: u16, command: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "{command}\r\nQUIT\r\n")?;
-    let mut answers = String::new();
-    stream.read_to_string(&mut answers)?;
-    Ok(answers)
-}
-
-/// A folder that is removed with all that is in it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("redlock-axum-{}-{number}", std::process::id()));
-        fs::create_dir(&folder).expect("a new folder");
-        Folder(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,7 +1,8 @@
 //! Servers of a test's own, for tests of examples that run as processes.
+#![allow(dead_code)] // each of them uses a part
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Independent servers without persistence, on free ports of this machine.
+/// For machines that are busy.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Between two looks at what cannot be awaited.
+const PAUSE: Duration = Duration::from_millis(10);
+
+const IN_MEMORY: [&str; 2] = ["--appendonly", "no"];
+
+/// They forget nothing when they restart.
+const ON_DISK: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// Independent servers, on free ports of this machine.
 pub(crate) struct Servers {
     servers: Vec<Server>,
     /// After the servers: it is removed when they are gone.
@@ -18,23 +30,55 @@ pub(crate) struct Servers {
 
 impl Servers {
     pub(crate) fn start(count: usize) -> Self {
+        Servers::start_with(count, &IN_MEMORY)
+    }
+
+    pub(crate) fn start_on_disk(count: usize) -> Self {
+        Servers::start_with(count, &ON_DISK)
+    }
+
+    fn start_with(count: usize, arguments: &[&str]) -> Self {
         let folder = Folder::new();
-        let servers = (0..count).map(|_| Server::start(&folder.0)).collect();
+        let servers = (0..count).map(|_| Server::start(&folder.0, arguments)).collect();
         Servers { servers, folder }
     }
 
     pub(crate) fn addresses(&self) -> String {
-        let addresses: Vec<_> =
-            self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
-        addresses.join(",")
+        self.addresses_with("")
+    }
+
+    /// Each with the same behind it.
+    pub(crate) fn addresses_with(&self, settings: &str) -> String {
+        let address = |server: &Server| format!("127.0.0.1:{}{settings}", server.port);
+        self.servers.iter().map(address).collect::<Vec<_>>().join(",")
+    }
+
+    /// How many keys each has whose name is like this, as it comes over the wire: `*0` for none.
+    pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
+        let keys = format!("KEYS {pattern}");
+        self.servers.iter().map(|server| ask(server.port, &keys).expect("a running server")).collect()
     }
 
     /// No key stands whose name is like this.
     pub(crate) fn assert_no_key_is_left(&self, pattern: &str) {
+        let keys = self.keys(pattern);
+        assert!(
+            keys.iter().all(|keys| keys == "*0"),
+            "keys like {pattern} on {}: {keys:?}",
+            self.addresses()
+        );
+    }
+
+    pub(crate) fn forget_everything(&self) {
         for server in &self.servers {
-            let keys = ask(server.port, &format!("KEYS {pattern}")).expect("a server that still runs");
-            assert_eq!(keys, "*0", "keys on the server at port {}", server.port);
+            assert_eq!(ask(server.port, "FLUSHALL").expect("a running server"), "+OK");
         }
+    }
+
+    pub(crate) fn kill(&mut self, number: usize) {
+        let process = &mut self.servers[number].process;
+        process.kill().expect("a running server");
+        process.wait().expect("a child");
     }
 }
 
@@ -45,49 +89,41 @@ struct Server {
 
 impl Server {
     /// A free port may be taken by somebody else before the server has it: then another is tried.
-    fn start(folder: &Path) -> Self {
+    fn start(folder: &Path, arguments: &[&str]) -> Self {
         for _ in 0..10 {
-            if let Some(server) = Self::start_on(free_port(), folder) {
+            if let Some(server) = Self::start_on(free_port(), folder, arguments) {
                 return server;
             }
         }
         panic!("redis-server did not start on any of ten ports");
     }
 
-    fn start_on(port: u16, folder: &Path) -> Option<Self> {
-        let process = Command::new("redis-server")
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--dir",
-            ])
-            .arg(folder)
-            .stdout(Stdio::null())
-            .spawn();
-        let process = match process {
+    fn start_on(port: u16, folder: &Path, arguments: &[&str]) -> Option<Self> {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).args(arguments);
+        command.args(["--appendfilename", &format!("{port}.aof"), "--dir"]).arg(folder);
+        let process = match command.stdout(Stdio::null()).spawn() {
             Ok(process) => process,
             Err(error) => panic!(
                 "this test needs redis-server on the PATH ({error}); \
-                 `deploy/redis-cluster/redis-cluster install` installs it"
+                 `tests/run` installs it and runs all tests"
             ),
         };
         let mut server = Server { process, port };
-        let patience = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < patience && server.process.try_wait().expect("a child").is_none() {
-            if ask(port, "PING").is_ok_and(|answer| answer == "+PONG") {
-                // Not one that somebody else started on this port: ours would have ended.
-                sleep(Duration::from_millis(20));
-                return server.process.try_wait().expect("a child").is_none().then_some(server);
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && server.process.try_wait().expect("a child").is_none() {
+            // Not one that somebody else started on this port: it says whose process it is.
+            if server.is_at_its_port() {
+                return Some(server);
             }
-            sleep(Duration::from_millis(10));
+            sleep(PAUSE);
         }
         None
+    }
+
+    fn is_at_its_port(&self) -> bool {
+        let id = format!("process_id:{}", self.process.id());
+        ask_for_text(self.port, "INFO server").is_ok_and(|text| text.lines().any(|line| line == id))
     }
 }
 
@@ -104,17 +140,18 @@ fn free_port() -> u16 {
 }
 
 /// The first line of the answer, as it comes over the wire.
-fn ask(port: u16, command: &str) -> std::io::Result<String> {
+fn ask(port: u16, command: &str) -> io::Result<String> {
+    Ok(ask_for_text(port, command)?.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The whole answer: the server hangs up after it.
+fn ask_for_text(port: u16, command: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "{command}\r\n")?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        answer.extend(byte);
-    }
-    Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "{command}\r\nQUIT\r\n")?;
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers)?;
+    Ok(answers)
 }
 
 /// A folder that is removed with all that is in it.
