@@ -69,13 +69,6 @@ impl Sleepers {
         lock(&self.0).remove(key);
     }
 
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        lock(&self.0).len()
-    }
-}
-
-impl Sleepers {
     /// It is somebody's turn. False if nobody waits for the resource any more.
     pub(crate) fn wake(&self, node: NodeIndex, key: &Key) -> bool {
         let sleeper = lock(&self.0).get(key).and_then(Weak::upgrade);
@@ -86,6 +79,11 @@ impl Sleepers {
     pub(crate) fn look_again(&self) {
         let sleepers: Vec<_> = lock(&self.0).values().filter_map(Weak::upgrade).collect();
         sleepers.iter().for_each(|live| live.feed(Event::LookAgain));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.0).len()
     }
 }
 
