@@ -260,12 +260,14 @@ fn nonce() -> impl Strategy<Value = Nonce> {
     select(vec![Nonce(1), Nonce(2), Nonce(u128::MAX)])
 }
 
-/// Few, and those about as far ahead of the server's clock as it lets a proposal be: in whole milliseconds, since a Valkey may take
-/// it for a part of one later than it is.
+/// Few, and those about as far ahead of the server's clock as it lets a proposal be. A Valkey may take it for a part of a
+/// millisecond later than it is; a Redis is exact.
 fn fence() -> impl Strategy<Value = Fence> {
     let bound = (START + FURTHEST_AHEAD).as_micros() as u64;
+    let finest = if std::env::var_os("REDLOCK_TEST_SERVER").is_some() { 1_000 } else { 1 };
     let numbers = prop_oneof![
         6 => 0..6u64,
+        1 => (0..3u64).prop_map(move |parts| bound + parts * finest),
         2 => (0..30u64).prop_map(move |millis| bound + millis * 1_000),
         1 => Just((1 << 53) - 1),
     ];
