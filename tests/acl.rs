@@ -76,6 +76,14 @@ async fn a_whole_life(redlock: &Redlock, cluster: &Cluster) {
     healed(&guard, &cluster.servers[1]).await;
     assert_eq!(guard.release().await.outcome, ReleaseOutcome::Released);
 
+    let together = join_all(["c", "d"].map(|resource| {
+        let mutex = redlock.mutex(resource);
+        async move { mutex.acquire().await.expect("a free lock") }
+    }));
+    for release in join_all(together.await.into_iter().map(Guard::release)).await {
+        assert_eq!(release.outcome, ReleaseOutcome::Released);
+    }
+
     let renewed = redlock.mutex("b").ttl(Duration::from_millis(1500)).acquire().await.expect("a free lock");
     let mut least = renewed.remaining();
     until("renewed by itself", async || {
@@ -129,6 +137,7 @@ async fn eval_alone_is_enough() {
         "-client|caching",
         "-script|load -info -client|tracking -client|caching",
         "-script|load -evalsha -info",
+        "-mget",
     ] {
         let cluster = three_servers().await;
         on_all(&cluster, &format!("ACL SETUSER locks {fewer}")).await;
@@ -168,6 +177,36 @@ async fn each_documented_right_is_needed() {
             },
         };
         assert_eq!(missed, missed_by, "without {right}");
+    }
+}
+
+/// What is refused together is told one by one, with all that could be done done.
+#[tokio::test]
+async fn releases_that_are_refused_together_are_asked_for_one_by_one() {
+    for (fewer, calls, told) in [
+        ("-mget", 1, ["released", "released"]),
+        ("resetkeys ~redlock:a ~redlock#*", 1, ["released", "NOPERM"]),
+        ("-del", 5, ["NOPERM", "NOPERM"]),
+    ] {
+        let cluster = with_the_user(1, &documented_line()).await;
+        let redlock = as_locks(&cluster).connect().await.expect("a majority");
+        let server = &cluster.servers[0];
+        let guards = join_all(["a", "b"].map(|resource| {
+            let mutex = redlock.mutex(resource);
+            async move { mutex.acquire().await.expect("a free lock") }
+        }))
+        .await;
+        server.type_in::<()>(&format!("ACL SETUSER locks {fewer}")).await;
+        server.type_in::<()>("CONFIG RESETSTAT").await;
+        let releases = join_all(guards.into_iter().map(Guard::release)).await;
+        assert_eq!(server.calls("evalsha").await, calls, "{fewer}");
+        for (release, told) in releases.iter().zip(told) {
+            let words = release.report.nodes()[0].in_words();
+            assert!(words.contains(told), "{fewer}: {words} instead of {told}");
+        }
+        server.type_in::<()>(&documented_line().replace(">PASSWORD", ">first-secret")).await;
+        // What was refused is owed.
+        cluster.assert_nothing_left().await;
     }
 }
 

@@ -17,11 +17,12 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::join_all;
 use harness::clock::{Clock, TRUE_RATE, time_of};
 use harness::{PROMPT, Server, promptly, until};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 use proptest::test_runner::TestCaseError;
 use redis::aio::MultiplexedConnection;
 use redlock_quorum::NodeConfig;
@@ -94,6 +95,42 @@ fn a_server_goes_by_the_clock_that_it_is_shown() {
     });
 }
 
+/// Releases wait for others to go together with them; what concerns the same key keeps its order all the same.
+#[test]
+fn commands_for_one_key_are_carried_out_in_the_order_in_which_they_came() {
+    let runtime = runtime();
+    let server = runtime.block_on(Server::start());
+    let rig = runtime.block_on(Rig::of(&server, &Time::Runs));
+    let [one, other, _] = keys();
+    let value = |id| Value::new(LeaseId(id), &Signature::new("anna", None));
+    let acquire = |key: &Key, id| {
+        let ttl = Ttl::from_duration(Duration::from_secs(100));
+        Command::Acquire { key: key.clone(), value: value(id), ttl }
+    };
+    let release = |key: &Key, id| {
+        let (linger, owed_for, rules) = (Ttl::ZERO, Duration::ZERO, Rules::Plain);
+        Command::Release { key: key.clone(), value: value(id), linger, owed_for, wake: Wake::Next, rules }
+    };
+    let deleted = Answer::Deleted { others_wait: false };
+    let story = [
+        (acquire(&other, 1), Answer::Granted),
+        (acquire(&one, 1), Answer::Granted),
+        (release(&other, 1), deleted.clone()),
+        (release(&one, 1), deleted.clone()),
+        (acquire(&one, 2), Answer::Granted),
+        (release(&one, 1), Answer::Foreign),
+        (release(&one, 2), deleted),
+        (release(&one, 2), Answer::Missing),
+        (Command::Inspect { key: one.clone() }, Answer::Seen(None)),
+    ];
+    for node in [&rig.by_hash, &rig.in_full] {
+        let answers = runtime.block_on(join_all(story.iter().map(|(command, _)| ask(node, command))));
+        for ((command, expected), answer) in story.iter().zip(answers) {
+            assert_eq!(answer, *expected, "{command:?}");
+        }
+    }
+}
+
 async fn connect(server: &Server) -> MultiplexedConnection {
     let client = redis::Client::open(format!("redis://{}", server.address())).expect("an address");
     client.get_multiplexed_async_connection().await.expect("a server that answers")
@@ -134,6 +171,8 @@ enum Step {
 enum Act {
     /// A client's node sends a command.
     Ask { in_full: bool, command: Command },
+    /// It sends releases of different keys at once, which go to the server together.
+    ReleaseAtOnce { in_full: bool, releases: Vec<Command> },
     /// Somebody else sets a key, whatever stands there, maybe for ever.
     Put { key: Key, value: Value, millis: Option<u64> },
     /// An operator deletes a key.
@@ -151,6 +190,7 @@ enum Act {
 enum Said {
     /// And the messages that were sent, where their order is known.
     Answer(Answer, Vec<Message>),
+    Answers(Vec<Answer>, BTreeSet<Message>),
     Changed(bool),
     Done,
 }
@@ -165,7 +205,34 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(key, earlier, later)| Step::WaitForTheEnd { key, earlier, later }),
     ];
     let step = prop_oneof![2 => wait, 5 => act().prop_map(Step::Act)].prop_map(|step| vec![step]);
-    vec(prop_oneof![30 => step, 1 => hand_over(), 1 => enrolment()], 1..40).prop_map(|parts| parts.concat())
+    let parts = prop_oneof![30 => step, 1 => hand_over(), 1 => enrolment(), 2 => releases_at_once()];
+    vec(parts, 1..40).prop_map(|parts| parts.concat())
+}
+
+/// Several locks are held, for some of which somebody may wait, and are let go at once.
+fn releases_at_once() -> impl Strategy<Value = Vec<Step>> {
+    let of_each = (value(), ttl(), proptest::bool::weighted(0.9), proptest::bool::weighted(0.2), wake());
+    (subsequence(keys().to_vec(), 2..=3), vec(of_each, 3), any::<bool>()).prop_map(
+        |(keys, of_each, in_full)| {
+            let (mut steps, mut releases) = (Vec::new(), Vec::new());
+            for (key, (value, ttl, is_held, is_awaited, wake)) in keys.into_iter().zip(of_each) {
+                if is_held {
+                    let command = Command::Acquire { key: key.clone(), value: value.clone(), ttl };
+                    steps.push(Step::Act(Act::Ask { in_full, command }));
+                }
+                if is_awaited {
+                    let command = Command::Enlist { key: key.clone(), waited: Duration::ZERO };
+                    steps.push(Step::Act(Act::Ask { in_full: !in_full, command }));
+                }
+                // Nearly all go together.
+                let wake = if is_awaited { wake } else { Wake::Next };
+                let (linger, owed_for, rules) = (Ttl::ZERO, Duration::ZERO, Rules::Plain);
+                releases.push(Command::Release { key, value, linger, owed_for, wake, rules });
+            }
+            steps.push(Step::Act(Act::ReleaseAtOnce { in_full, releases }));
+            steps
+        },
+    )
 }
 
 /// The server begins to count for fences, is asked for one, and is told what its holder proclaims, which takes commands that
@@ -405,7 +472,10 @@ struct Played {
 impl Played {
     /// A trace that never gets to see the rare answers shows nothing. Few traces need not see them.
     fn assert_all_was_seen(&self) {
-        const ALL: [&str; 30] = [
+        const ALL: [&str; 33] = [
+            "all deleted at once",
+            "some deleted at once",
+            "deleted at once, and others wait",
             "accepted",
             "accepted, and does not count",
             "busy",
@@ -500,6 +570,8 @@ impl<'a> Rig<'a> {
                         self.wait((whole_millis(left) + later).saturating_sub(*earlier)).await;
                     }
                 }
+                // They happen at one moment if the clock stands still; else it cannot be told when each happened.
+                Step::Act(Act::ReleaseAtOnce { .. }) if matches!(self.time, Time::Runs) => {}
                 Step::Act(act) => {
                     if !self.compare(act, &mut possible, played).await? {
                         played.given_up += 1;
@@ -576,6 +648,11 @@ impl<'a> Rig<'a> {
                 let answer = ask(node, command).await;
                 Said::Answer(answer, self.messages_so_far().await)
             }
+            Act::ReleaseAtOnce { in_full, releases } => {
+                let node = if *in_full { &self.in_full } else { &self.by_hash };
+                let answers = join_all(releases.iter().map(|release| ask(node, release))).await;
+                Said::Answers(answers, self.messages_so_far().await.into_iter().collect())
+            }
             Act::Put { key, value, millis } => {
                 let mut set = redis::cmd("SET");
                 set.arg(key.as_bytes()).arg(value.as_bytes());
@@ -604,6 +681,11 @@ impl<'a> Rig<'a> {
                 let mut post = Post { caller: waiter(*in_full), process: &self.process, sent: Vec::new() };
                 let answer = store.apply(now, command, &mut post);
                 Said::Answer(answer, if self.time.keeps_order() { post.sent } else { Vec::new() })
+            }
+            Act::ReleaseAtOnce { releases, in_full } => {
+                let mut post = Post { caller: waiter(*in_full), process: &self.process, sent: Vec::new() };
+                let answers = releases.iter().map(|release| store.apply(now, release, &mut post)).collect();
+                Said::Answers(answers, post.sent.into_iter().collect())
             }
             Act::Put { key, value, millis } => {
                 store.put(now, key, value, millis.map_or(Duration::MAX, Duration::from_millis));
@@ -652,12 +734,16 @@ fn key_of(act: &Act) -> Option<&Key> {
     match act {
         Act::Ask { command, .. } => Some(command.key()),
         Act::Put { key, .. } | Act::Delete { key } | Act::Persist { key } => Some(key),
-        Act::DeleteMarker { .. } | Act::ForgetScripts => None,
+        Act::ReleaseAtOnce { .. } | Act::DeleteMarker { .. } | Act::ForgetScripts => None,
     }
 }
 
 fn kind(said: &Said) -> Option<&'static str> {
-    let Said::Answer(answer, _) = said else { return None };
+    let answer = match said {
+        Said::Answer(answer, _) => answer,
+        Said::Answers(answers, _) => return kind_of_all(answers),
+        Said::Changed(_) | Said::Done => return None,
+    };
     Some(match answer {
         Answer::Granted => "granted",
         Answer::Denied => "denied",
@@ -694,6 +780,17 @@ fn kind(said: &Said) -> Option<&'static str> {
         Answer::Unknown(Unknown::Refused(Refusal::OtherRules)) => "other rules",
         Answer::Unknown(_) => return None,
     })
+}
+
+fn kind_of_all(answers: &[Answer]) -> Option<&'static str> {
+    let is_deleted = |answer: &Answer| matches!(answer, Answer::Deleted { .. });
+    if answers.contains(&Answer::Deleted { others_wait: true }) {
+        Some("deleted at once, and others wait")
+    } else if answers.iter().all(is_deleted) {
+        Some("all deleted at once")
+    } else {
+        answers.iter().any(is_deleted).then_some("some deleted at once")
+    }
 }
 
 fn at(millis: u64) -> Instant {

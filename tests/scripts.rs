@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use harness::{Cluster, LONG_TTL, promptly, until};
-use redlock_quorum::{Guard, Inspection, Mutex, Redlock, Renewal};
+use redlock_quorum::{Guard, Inspection, Mutex, Redlock, ReleaseOutcome, Renewal};
 
 const NODES: usize = 3;
 
@@ -63,6 +63,62 @@ async fn a_server_may_forget_its_scripts_at_any_point() {
             let outcome = outcome_of(&cluster, point, forgetful).await;
             assert_eq!(outcome, expected, "scripts forgotten by {forgetful} right before {point:?}");
         }
+    }
+}
+
+/// A hundred locks that are let go at once are two calls for each server. Where it has forgotten the scripts these come a second
+/// time, in full, and the next ones by their hashes again.
+#[tokio::test]
+async fn what_is_released_at_once_goes_out_together() {
+    let cluster = Cluster::start(NODES).await;
+    let redlock = cluster.redlock().await;
+    for (forgotten, in_full, by_hash) in [(false, 0, 2), (true, 2, 2), (false, 0, 2)] {
+        let guards = join_all((0..100).map(|job| {
+            let mutex = redlock.mutex(format!("job-{job}"));
+            async move { promptly(mutex.acquire()).await.expect("free") }
+        }))
+        .await;
+        until("all keys", async || cluster.ours().await.len() == 100 * NODES).await;
+        for server in &cluster.servers {
+            if forgotten {
+                server.type_in::<()>("SCRIPT FLUSH").await;
+            }
+            server.type_in::<()>("CONFIG RESETSTAT").await;
+        }
+        let outcomes = join_all(guards.into_iter().map(|guard| promptly(guard.release()))).await;
+        assert!(outcomes.iter().all(|release| release.outcome == ReleaseOutcome::Released));
+        cluster.assert_nothing_left().await;
+        for server in &cluster.servers {
+            let calls = (server.calls("eval").await, server.calls("evalsha").await);
+            assert_eq!(calls, (in_full, by_hash), "forgotten: {forgotten}");
+        }
+    }
+}
+
+/// One of them stands for another kind of value, and one is another's: each is told by itself.
+#[tokio::test]
+async fn what_goes_out_together_is_told_one_by_one() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    let guards = join_all(["mine", "list", "taken", "gone", "also-mine"].map(|job| {
+        let mutex = redlock.mutex(job).renewal(Renewal::Never);
+        async move { promptly(mutex.acquire()).await.expect("free") }
+    }))
+    .await;
+    let server = &cluster.servers[0];
+    for key in ["redlock:list", "redlock:taken", "redlock:gone"] {
+        server.delete(key).await;
+    }
+    server.type_in::<()>("LPUSH redlock:list x").await;
+    server.set("redlock:taken", "another").await;
+    server.type_in::<()>("CONFIG RESETSTAT").await;
+    let releases = join_all(guards.into_iter().map(|guard| promptly(guard.release()))).await;
+    assert_eq!(server.calls("evalsha").await, 1);
+    let words: Vec<_> = releases.iter().map(|release| release.report.nodes()[0].in_words()).collect();
+    for (words, expected) in
+        words.iter().zip(["released", "WRONGTYPE", "taken by another", "without the key", "released"])
+    {
+        assert!(words.contains(expected), "{words} instead of {expected}");
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! All commands that have come are sent in one write, in order; the task never waits for an answer before it sends the next.
 //! While the connection is down commands are refused at once, and the connection is tried again after every kind of error, for
-//! ever. Nothing is sent twice, with two exceptions: a release that was not answered is sent first when the connection is
-//! back, and what a server refused for want of a script is sent again with the script.
+//! ever. Nothing is sent twice, with three exceptions: a release that was not answered is sent first when the connection is
+//! back, what a server refused for want of a script is sent again with the script, and releases that it refused together are sent
+//! again one by one.
 
 mod address;
 mod connection;
@@ -34,7 +35,9 @@ use self::messages::Messages;
 use self::resp::Writer;
 use self::tracking::{Watch, Watched};
 use self::voter::Voter;
-use self::wire::{Form, Lists, Read, decode, encode};
+use self::wire::{
+    Form, Lists, Read, Replies, decode, decode_together, encode, encode_together, plain_release,
+};
 use super::owed::Owed;
 use super::{Bell, Facts, FactsFuture, Node, Reply, Watcher};
 use crate::clock::Clock;
@@ -60,6 +63,9 @@ const MOST_COMMANDS: usize = 1024;
 /// Answers of an only node that are handed out before what comes of them is sent: it would have nothing to do while the rest is
 /// handed out. Of several nodes those that no majority waited for are still at work then, and larger writes are worth more.
 const PORTION: usize = 16;
+
+/// Releases that go to a server in one call, at most: it does nothing else meanwhile.
+const MOST_TOGETHER: usize = 64;
 
 /// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
 const TIMEOUTS_IN_A_ROW: u32 = 3;
@@ -178,18 +184,25 @@ struct Job {
     is_watching: bool,
     /// Sent with what concerns the wait list.
     has_list: bool,
+    /// Refused together with others.
+    is_alone: bool,
 }
 
 impl Job {
     fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form: Form::Hashed, is_watching, has_list: false }
+        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, is_alone: false }
     }
 
     /// Reads a key for nothing else but to watch it.
     fn watching(watch: Arc<Watch>) -> Self {
         let command = Command::Inspect { key: watch.key.clone() };
         Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0)) }
+    }
+
+    /// Whether this is a release that may go out in one call with others.
+    fn goes_together(&self) -> bool {
+        self.has_list && !self.is_alone && plain_release(&self.command).is_some()
     }
 
     /// Whether this releases what the other one, a script, sets or extends.
@@ -355,6 +368,11 @@ struct Actor {
 enum Sent {
     Job {
         job: Job,
+        since: Instant,
+    },
+    /// Releases in one call, with one answer.
+    Together {
+        jobs: Vec<Job>,
         since: Instant,
     },
     Question(oneshot::Sender<Wire>),
@@ -600,20 +618,25 @@ impl Actor {
             }
         };
         for sent in sent {
-            if let Sent::Job { job, since } = sent {
-                self.fail_job(job, since, Unknown::ConnectionLost);
+            match sent {
+                Sent::Job { job, since } => self.fail_job(job, since, Unknown::ConnectionLost),
+                Sent::Together { jobs, since } => {
+                    jobs.into_iter().for_each(|job| self.fail_job(job, since, Unknown::ConnectionLost));
+                }
+                Sent::Question(_) | Sent::Remark => {}
             }
         }
         waiting.into_iter().for_each(|errand| self.fail(errand, Unknown::NotConnected));
         Ok(reason)
     }
 
-    /// Hands what waits over to the connection, in order.
+    /// Hands what waits over to the connection: in order, as far as it concerns the same key. Releases go last, and together.
     fn write(&self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
         if waiting.is_empty() {
             return;
         }
         let since = self.clock.now();
+        let mut releases: Vec<Job> = Vec::new();
         for errand in waiting.drain(..) {
             match errand {
                 Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command, link) => {
@@ -623,16 +646,24 @@ impl Actor {
                     if job.form == Form::Hashed {
                         job.form = link.form;
                     }
-                    let lists = self.hearing.messages.lists(link, job.command.key());
-                    job.has_list = lists != Lists::Closed && job.command.concerns_list();
-                    let process = link.run_id.as_deref().unwrap_or_default();
-                    let mut out = Writer(link.connection.outgoing());
+                    let key = job.command.key();
+                    let has_lists = self.hearing.messages.lists(link, key) != Lists::Closed;
+                    job.has_list = has_lists && job.command.concerns_list();
+                    let is_full = releases.len() == MOST_TOGETHER;
+                    if is_full || releases.iter().any(|release| release.command.key() == key) {
+                        sent.extend(self.write_releases(link, &mut releases, since));
+                    }
+                    if job.goes_together() {
+                        releases.push(job);
+                        continue;
+                    }
                     if link.tells && job.is_watching {
+                        let mut out = Writer(link.connection.outgoing());
                         out.command(3);
                         [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
                         sent.push_back(Sent::Remark);
                     }
-                    encode(&job.command, job.form, (lists, process), &mut out);
+                    self.write_job(link, &job, job.form);
                     sent.push_back(Sent::Job { job, since });
                 }
                 Errand::Question(question, reply) => {
@@ -641,6 +672,28 @@ impl Actor {
                 }
             }
         }
+        sent.extend(self.write_releases(link, &mut releases, since));
+    }
+
+    fn write_job(&self, link: &mut Link, job: &Job, form: Form) {
+        let lists = self.hearing.messages.lists(link, job.command.key());
+        let process = link.run_id.as_deref().unwrap_or_default();
+        encode(&job.command, form, (lists, process), &mut Writer(link.connection.outgoing()));
+    }
+
+    /// Of a single one the server takes the plain script in less time.
+    fn write_releases(&self, link: &mut Link, jobs: &mut Vec<Job>, since: Instant) -> Option<Sent> {
+        if jobs.len() < 2 {
+            let job = jobs.pop()?;
+            self.write_job(link, &job, job.form);
+            return Some(Sent::Job { job, since });
+        }
+        let form = if jobs.iter().all(|job| job.form == Form::Hashed) { Form::Hashed } else { Form::Full };
+        let lists = self.hearing.messages.lists(link, jobs[0].command.key());
+        let releases =
+            jobs.iter().map(|job| plain_release(&job.command).expect("only those are put together"));
+        encode_together(releases, form, lists, &mut Writer(link.connection.outgoing()));
+        Some(Sent::Together { jobs: std::mem::take(jobs), since })
     }
 
     /// Why the server is not asked at all.
@@ -674,11 +727,15 @@ impl Actor {
                     break;
                 }
             };
+            let counts = (now, standing.counts_from);
             left -= 1;
             match sent.pop_front() {
                 Some(Sent::Job { job, since }) => {
-                    let heard = Heard { reply, now, counts_from: standing.counts_from };
-                    self.take_in(link, (job, since), heard, sent, &mut handed_out);
+                    self.take_in(link, (job, since), (reply, counts), sent, &mut handed_out);
+                }
+                Some(Sent::Together { jobs, since }) => {
+                    left = left.saturating_sub(jobs.len() - 1);
+                    self.take_in_together(link, (jobs, since), (reply, counts), sent, &mut handed_out);
                 }
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
                 Some(Sent::Remark) => {}
@@ -700,11 +757,11 @@ impl Actor {
         &mut self,
         link: &mut Link,
         (mut job, since): (Job, Instant),
-        heard: Heard,
+        (reply, (now, counts_from)): (Wire, (Instant, Instant)),
         sent: &VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
-        match decode(&job.command, heard.reply) {
+        match decode(&job.command, reply) {
             // Maybe not for want of rights to the key, but to the list beside it, or because the two are too much for a proxy:
             // nothing was done, and it is asked without the list.
             Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission | Refusal::Cluster)))
@@ -718,18 +775,45 @@ impl Actor {
                 let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
                 handed_out.owed_was_accepted |= is_owed;
                 job.reply.answer(match job.command.rules() {
-                    Rules::Plain => answer.heard(heard.now, heard.counts_from),
+                    Rules::Plain => answer.heard(now, counts_from),
                     // The server has judged itself.
                     Rules::Strict(_) => answer,
                 });
             }
             Read::NoScript => {
-                if sent.iter().filter_map(Sent::job).any(|other| other.releases(&job)) {
+                if sent.iter().flat_map(Sent::jobs).any(|other| other.releases(&job)) {
                     self.fail_job(job, since, Unknown::Refused(Refusal::Other));
                 } else {
                     job.form = Form::Full;
                     handed_out.again.push(Errand::Job(job));
                 }
+            }
+        }
+    }
+
+    /// Answers several releases, as each would have been by itself. Where they were refused together nothing was done, or a part
+    /// that can be done again.
+    fn take_in_together(
+        &mut self,
+        link: &mut Link,
+        (jobs, since): (Vec<Job>, Instant),
+        (reply, counts): (Wire, (Instant, Instant)),
+        sent: &VecDeque<Sent>,
+        handed_out: &mut HandedOut,
+    ) {
+        match decode_together(jobs.len(), reply) {
+            Replies::Each(replies) => {
+                for (job, reply) in jobs.into_iter().zip(replies) {
+                    self.take_in(link, (job, since), (reply, counts), sent, handed_out);
+                }
+            }
+            Replies::NoScript => {
+                let in_full = |job| Errand::Job(Job { form: Form::Full, ..job });
+                handed_out.again.extend(jobs.into_iter().map(in_full));
+            }
+            Replies::Refused => {
+                let alone = |job| Errand::Job(Job { is_alone: true, ..job });
+                handed_out.again.extend(jobs.into_iter().map(alone));
             }
         }
     }
@@ -753,9 +837,7 @@ impl Actor {
         }
         for job in waiting.iter().filter_map(Errand::job) {
             if matches!(job.command, Command::Release { .. }) {
-                let lists = self.hearing.messages.lists(link, job.command.key());
-                let process = link.run_id.as_deref().unwrap_or_default();
-                encode(&job.command, Form::Full, (lists, process), &mut Writer(link.connection.outgoing()));
+                self.write_job(link, job, Form::Full);
             }
         }
         // As far as the socket takes it. An answer is not expected.
@@ -787,18 +869,12 @@ struct HandedOut {
     is_nonsense: bool,
 }
 
-/// A reply, when it was heard, and from when on that counts.
-struct Heard {
-    reply: Wire,
-    now: Instant,
-    counts_from: Instant,
-}
-
 impl Sent {
-    fn job(&self) -> Option<&Job> {
+    fn jobs(&self) -> &[Job] {
         match self {
-            Sent::Job { job, .. } => Some(job),
-            Sent::Question(_) | Sent::Remark => None,
+            Sent::Job { job, .. } => std::slice::from_ref(job),
+            Sent::Together { jobs, .. } => jobs,
+            Sent::Question(_) | Sent::Remark => &[],
         }
     }
 }

@@ -108,21 +108,29 @@ macro_rules! script {
     };
 }
 
+/// A script as the function that another one, its frame, calls.
+macro_rules! framed {
+    ($arguments:literal, $file:literal, $frame:literal) => {
+        script!(
+            concat!("local function carry_out(", $arguments, ")\n"),
+            include_str!($file),
+            "end\n\n",
+            include_str!($frame)
+        )
+    };
+}
+
 /// A script that is carried out by the rules of the strict kinds of locks.
 macro_rules! strictly {
     ($file:literal) => {
-        script!(
-            "local function carry_out(KEYS, ARGV, marker)\n",
-            include_str!($file),
-            "end\n\n",
-            include_str!("../lua/strictly.lua")
-        )
+        framed!("KEYS, ARGV, marker", $file, "../lua/strictly.lua")
     };
 }
 
 static EXTEND: Script = script!(include_str!("../lua/extend.lua"));
 static RELEASE: Script = script!(include_str!("../lua/release.lua"));
 static ENLIST: Script = script!(include_str!("../lua/enlist.lua"));
+static TOGETHER: Script = framed!("KEYS, ARGV", "../lua/release.lua", "../lua/together.lua");
 static INSPECT: Script = script!(include_str!("../lua/inspect.lua"));
 static PROCLAIM: Script = script!(include_str!("../lua/proclaim.lua"));
 static REMOVE: Script = script!(include_str!("../lua/remove.lua"));
@@ -133,9 +141,10 @@ static EXTEND_STRICTLY: Script = strictly!("../lua/extend.lua");
 static RELEASE_STRICTLY: Script = strictly!("../lua/release.lua");
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 11] = [
+pub(super) static SCRIPTS: [&Script; 12] = [
     &EXTEND,
     &RELEASE,
+    &TOGETHER,
     &ENLIST,
     &INSPECT,
     &PROCLAIM,
@@ -167,6 +176,16 @@ pub(super) enum Lists<'a> {
     WokenOn(&'a str),
 }
 
+impl<'a> Lists<'a> {
+    /// On which the client is woken; nothing if it is not.
+    fn channel(self) -> &'a str {
+        match self {
+            Lists::WokenOn(channel) => channel,
+            Lists::WakesOthers | Lists::Closed => "",
+        }
+    }
+}
+
 /// Appends the command as it goes over the wire. Where the wait lists are closed, what concerns only them becomes a question that
 /// changes nothing. A node of the strict kinds of locks compares the `process` that it is taken for.
 pub(super) fn encode(
@@ -177,10 +196,7 @@ pub(super) fn encode(
 ) {
     let judgement = Judgement { rules: command.rules(), process };
     let (more_keys, more_arguments) = judgement.size();
-    let channel = match lists {
-        Lists::WokenOn(channel) => channel,
-        Lists::WakesOthers | Lists::Closed => "",
-    };
+    let channel = lists.channel();
     match command {
         Command::Acquire { key, value, ttl } => {
             out.command(6);
@@ -290,6 +306,30 @@ pub(super) fn encode(
     }
 }
 
+/// A release that may go together with others: of a key and its value, with nothing more to say.
+pub(super) fn plain_release(command: &Command) -> Option<(&Key, &Value)> {
+    match command {
+        Command::Release { key, value, linger: Ttl::ZERO, wake: Wake::Next, rules: Rules::Plain, .. } => {
+            Some((key, value))
+        }
+        _ => None,
+    }
+}
+
+/// Appends several releases as one call. The wait lists are open, and no key is named twice.
+pub(super) fn encode_together<'a>(
+    releases: impl ExactSizeIterator<Item = (&'a Key, &'a Value)> + Clone,
+    form: Form,
+    lists: Lists<'_>,
+    out: &mut Writer<'_>,
+) {
+    TOGETHER.call(form, 2 * releases.len(), 1 + releases.len(), out);
+    releases.clone().for_each(|(key, _)| out.part(key.as_bytes()));
+    releases.clone().for_each(|(key, _)| out.parts(&key.wait_list()));
+    out.part(lists.channel().as_bytes());
+    releases.for_each(|(_, value)| out.part(value.as_bytes()));
+}
+
 /// Begins a call that is about the marker of a namespace, with the first four arguments.
 fn call_enrol(
     key: &Key,
@@ -329,6 +369,30 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
         (_, Rules::Strict(_), reply) => judged(command, reply).unwrap_or(NONSENSE),
         (_, Rules::Plain, reply) => said(command, reply),
     })
+}
+
+/// What the one reply to several releases says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Replies {
+    /// This of each.
+    Each(Vec<Wire>),
+    /// The server does not know the script: nothing was done.
+    NoScript,
+    Refused,
+}
+
+/// Reads the reply to so many releases that were sent as one call.
+pub(super) fn decode_together(releases: usize, reply: Wire) -> Replies {
+    match reply {
+        Wire::Int(deleted) if usize::try_from(deleted) == Ok(releases) => {
+            Replies::Each(vec![Wire::Int(1); releases])
+        }
+        Wire::Array(replies) if replies.len() == releases => Replies::Each(replies),
+        Wire::ServerError(error) if error.code() == "NOSCRIPT" => Replies::NoScript,
+        Wire::ServerError(_) => Replies::Refused,
+        // Which is no reply to any.
+        _ => Replies::Each(vec![Wire::Nil; releases]),
+    }
 }
 
 /// Whether the server counts by the marker of the namespace.
@@ -549,7 +613,11 @@ pub(super) mod tests {
     fn text(command: &Command, form: Form, lists: Lists<'_>) -> String {
         let mut packed = Vec::new();
         encode(command, form, (lists, "p"), &mut Writer(&mut packed));
-        String::from_utf8_lossy(&packed)
+        in_words(&packed)
+    }
+
+    fn in_words(packed: &[u8]) -> String {
+        String::from_utf8_lossy(packed)
             .split("\r\n")
             .filter(|part| !part.starts_with(['*', '$']))
             .collect::<Vec<_>>()
@@ -616,11 +684,69 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_script_that_is_judged_is_the_plain_one_in_a_frame() {
-        let frame = include_str!("../lua/strictly.lua");
-        for (script, body) in [(&RELEASE_STRICTLY, &RELEASE), (&EXTEND_STRICTLY, &EXTEND)] {
+    fn releases_that_go_together_name_all_locks_before_all_lists() {
+        let releases = ["a", "b"].map(|resource| {
+            let (_, value, _) = on_the_wire();
+            (Key::of_lock("redlock", resource.as_bytes()), value)
+        });
+        let value = "00000000000000000000000000000001:w";
+        for (lists, channel) in [(Lists::WokenOn("c"), "c"), (Lists::WakesOthers, "")] {
+            let mut packed = Vec::new();
+            let pairs = releases.iter().map(|(key, value)| (key, value));
+            encode_together(pairs, Form::Hashed, lists, &mut Writer(&mut packed));
+            let text = in_words(&packed);
+            let expected =
+                format!("4 redlock:a redlock:b redlock#wait:a redlock#wait:b {channel} {value} {value} ");
+            assert_eq!(text.splitn(3, ' ').nth(2), Some(&*expected));
+        }
+    }
+
+    #[test]
+    fn only_releases_with_nothing_more_to_say_go_together() {
+        let is_plain = |command: &Command| plain_release(command).is_some();
+        assert!(is_plain(&release(Wake::Next)));
+        for other in [release(Wake::Nobody), release(Wake::NobodyYet), lingering(Wake::Next)] {
+            assert!(!is_plain(&other), "{other:?}");
+        }
+        assert!(!strict_commands().iter().any(is_plain));
+        assert_eq!(commands().iter().filter(|command| is_plain(command)).count(), 1);
+    }
+
+    #[test]
+    fn one_reply_is_read_as_one_for_each_release() {
+        let [code, lost] = ["NOPERM No permissions", "NOSCRIPT No matching script"]
+            .map(|text| redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).expect("an error"));
+        let deleted = vec![Wire::Int(1); 3];
+        let mixed = vec![Wire::Int(0), code.clone(), Wire::Int(2)];
+        for (reply, expected) in [
+            (Wire::Int(3), Replies::Each(deleted)),
+            (Wire::Array(mixed.clone()), Replies::Each(mixed.clone())),
+            (lost, Replies::NoScript),
+            (code, Replies::Refused),
+        ] {
+            assert_eq!(decode_together(3, reply), expected);
+        }
+        for nonsense in [Wire::Int(1), Wire::Int(-1), Wire::Nil, Wire::Okay, Wire::Array(mixed[1..].to_vec())]
+        {
+            let Replies::Each(replies) = decode_together(3, nonsense.clone()) else {
+                panic!("{nonsense:?} is no refusal")
+            };
+            let read = replies.into_iter().map(|reply| decode(&release(Wake::Next), reply));
+            assert_eq!(read.collect::<Vec<_>>(), [const { Read::Answer(NONSENSE) }; 3], "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_is_called_by_another_is_the_plain_one_in_a_frame() {
+        let together = include_str!("../lua/together.lua");
+        let strictly = include_str!("../lua/strictly.lua");
+        for (script, body, frame, arguments) in [
+            (&RELEASE_STRICTLY, &RELEASE, strictly, "KEYS, ARGV, marker"),
+            (&EXTEND_STRICTLY, &EXTEND, strictly, "KEYS, ARGV, marker"),
+            (&TOGETHER, &RELEASE, together, "KEYS, ARGV"),
+        ] {
             let inner = script.text.strip_suffix(frame).expect("the frame comes last");
-            assert_eq!(inner, format!("local function carry_out(KEYS, ARGV, marker)\n{}end\n\n", body.text));
+            assert_eq!(inner, format!("local function carry_out({arguments})\n{}end\n\n", body.text));
         }
     }
 
