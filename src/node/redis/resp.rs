@@ -16,35 +16,55 @@ impl Writer<'_> {
 
     /// One part of a command.
     pub(super) fn part(&mut self, bytes: &[u8]) {
-        self.parts(&[bytes]);
+        self.header(b'$', bytes.len());
+        self.written(bytes);
+        self.written(END);
+    }
+
+    /// Bytes as they go over the wire.
+    pub(super) fn written(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
     }
 
     /// One part, put together from several pieces.
     pub(super) fn parts(&mut self, pieces: &[&[u8]]) {
         self.header(b'$', pieces.iter().map(|piece| piece.len()).sum());
-        pieces.iter().for_each(|piece| self.0.extend_from_slice(piece));
-        self.0.extend_from_slice(b"\r\n");
+        pieces.iter().for_each(|piece| self.written(piece));
+        self.written(END);
     }
 
     /// A number as one part.
     pub(super) fn number(&mut self, number: u64) {
-        let mut digits = [0; 20];
-        self.part(decimal(number, &mut digits));
+        self.part(decimal(number, &mut [0; 20]));
     }
 
+    /// Of nearly all the length has one digit or two.
     fn header(&mut self, kind: u8, length: usize) {
-        let mut digits = [0; 20];
-        self.0.push(kind);
-        self.0.extend_from_slice(decimal(length as u64, &mut digits));
-        self.0.extend_from_slice(b"\r\n");
+        match length as u64 {
+            length @ 0..10 => self.written(&[kind, digit(length), b'\r', b'\n']),
+            length @ 10..100 => {
+                self.written(&[kind, digit(length / 10), digit(length % 10), b'\r', b'\n']);
+            }
+            length => {
+                self.written(&[kind]);
+                self.written(decimal(length, &mut [0; 20]));
+                self.written(END);
+            }
+        }
     }
+}
+
+const END: &[u8] = b"\r\n";
+
+fn digit(number: u64) -> u8 {
+    b'0' + number as u8
 }
 
 fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     let mut begin = digits.len();
     loop {
         begin -= 1;
-        digits[begin] = b'0' + (number % 10) as u8;
+        digits[begin] = digit(number % 10);
         number /= 10;
         if number == 0 {
             return &digits[begin..];
@@ -123,7 +143,7 @@ fn count(line: &[u8]) -> Result<Option<usize>, NoReply> {
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
-    use proptest::prelude::{any, prop_assert_eq};
+    use proptest::prelude::{any, prop_assert_eq, prop_oneof};
 
     use super::super::wire::tests::any_reply;
     use super::*;
@@ -131,11 +151,15 @@ mod tests {
 
     #[test]
     fn a_command_is_written_as_the_crate_writes_it() {
-        random::check(1024, &(vec(vec(any::<u8>(), 0..40), 1..6), any::<u64>()), |(parts, number)| {
+        let parts = prop_oneof![vec(vec(any::<u8>(), 0..140), 1..16), vec(vec(any::<u8>(), 0..4), 1..140)];
+        random::check(1024, &(parts, any::<u64>(), 0..140_usize), |(parts, number, middle)| {
             let mut written = Vec::new();
             let mut writer = Writer(&mut written);
             writer.command(parts.len() + 1);
-            parts.iter().for_each(|part| writer.part(part));
+            for (place, part) in parts.iter().enumerate() {
+                let (begin, end) = part.split_at(middle.min(part.len()));
+                if place % 2 == 0 { writer.part(part) } else { writer.parts(&[begin, end]) }
+            }
             writer.number(number);
             let mut command = redis::Cmd::new();
             parts.iter().for_each(|part| {

@@ -14,25 +14,19 @@ use crate::protocol::store::COUNTER_LIVES;
 use crate::protocol::time::{Instant, Ttl};
 use crate::protocol::wait::LIST_LIVES;
 
-/// A script, and the hash by which a server knows it once it is loaded.
+/// A script. Once it is loaded, a server knows it by its hash.
 pub(super) struct Script {
     pub(super) text: &'static str,
-    hash: LazyLock<String>,
+    /// How a call by the hash begins.
+    by_hash: LazyLock<Vec<u8>>,
 }
 
 impl Script {
-    fn hash(&self) -> &str {
-        &self.hash
-    }
-
     /// Begins a call with so many keys and arguments behind it.
     fn call(&self, form: Form, keys: usize, arguments: usize, out: &mut Writer<'_>) {
         out.command(3 + keys + arguments);
         match form {
-            Form::Hashed => {
-                out.part(b"EVALSHA");
-                out.part(self.hash().as_bytes());
-            }
+            Form::Hashed => out.written(&self.by_hash),
             Form::Full => {
                 out.part(b"EVAL");
                 out.part(self.text.as_bytes());
@@ -53,6 +47,15 @@ impl Script {
         out.part(key.as_bytes());
         out.parts(&key.wait_list());
     }
+}
+
+/// The beginning of a call, behind the number of its parts.
+fn by_hash(text: &str) -> Vec<u8> {
+    let mut begin = Vec::new();
+    let mut out = Writer(&mut begin);
+    out.part(b"EVALSHA");
+    out.part(redis::Script::new(text).get_hash().as_bytes());
+    begin
 }
 
 /// What goes with the keys and the arguments of a script for `strictly.lua`: nothing in plain locks.
@@ -101,10 +104,7 @@ impl Judgement<'_> {
 
 macro_rules! script {
     ($($text:expr),+) => {
-        Script {
-            text: concat!($($text),+),
-            hash: LazyLock::new(|| redis::Script::new(concat!($($text),+)).get_hash().to_owned()),
-        }
+        Script { text: concat!($($text),+), by_hash: LazyLock::new(|| by_hash(concat!($($text),+))) }
     };
 }
 
@@ -199,12 +199,10 @@ pub(super) fn encode(
     let channel = lists.channel();
     match command {
         Command::Acquire { key, value, ttl } => {
-            out.command(6);
-            out.part(b"SET");
+            out.written(b"*6\r\n$3\r\nSET\r\n");
             out.part(key.as_bytes());
             out.part(value.as_bytes());
-            out.part(b"NX");
-            out.part(b"PX");
+            out.written(b"$2\r\nNX\r\n$2\r\nPX\r\n");
             out.number(ttl.as_millis());
         }
         Command::Extend { key, value, ttl, heal, .. } => {
