@@ -3,6 +3,7 @@
 //!
 //! There is no task for it. The caller's future waits for the verdict; if it is dropped, it feeds the release itself.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -109,7 +110,6 @@ pub(crate) struct Live {
 
 struct Stage {
     claim: Claim,
-    actions: Vec<Action>,
     /// What the one before owed to other clients when it handed over: until this one holds, and so will wake them. Before the
     /// place: it goes out before anybody hears that all have left.
     debt: Option<Debt>,
@@ -183,7 +183,6 @@ impl Live {
             ended: AtomicBool::new(false),
             stage: Mutex::new(Stage {
                 claim,
-                actions: Vec::new(),
                 debt,
                 place: Some(place),
                 sleeps: false,
@@ -245,47 +244,43 @@ impl Live {
 
     fn take_in(self: &Arc<Self>, stage: &mut Stage, event: Event) {
         let now = self.now();
-        let mut actions = std::mem::take(&mut stage.actions);
+        let mut actions = room_for_actions();
         stage.claim.handle(now, event, &mut actions);
         // Read before the draw, and so before anything is sent: the validity may count from this moment.
-        while let Some(place) = actions.iter().position(|action| *action == Action::Draw) {
+        while let Some(place) = actions.iter().position(|action| matches!(action, Action::Draw)) {
             actions.remove(place);
             stage.claim.handle(now, Event::Attempt(self.doors.entropy.draw()), &mut actions);
         }
         // What ends is over before anybody else can hear of it, and take the resource.
         let valid_until = stage.claim.valid_until().map_or(0, Instant::as_nanos);
         self.valid_until.fetch_min(valid_until, Ordering::AcqRel);
-        let mut notices = Vec::new();
-        for action in actions.drain(..) {
-            match action {
-                Action::Draw => unreachable!("drawn for before"),
-                Action::Send { node, round, command } => {
-                    if matches!(command, Command::Enlist { .. }) && !stage.sleeps {
-                        stage.sleeps = true;
-                        self.doors.switchboard.sleepers.enter(self);
-                    }
-                    self.send(node, round, command);
-                }
-                Action::Tell(notice) => {
-                    if let (Notice::Released { others_wait, .. }, Some(place)) = (&notice, &stage.place) {
-                        place.heard(now, *others_wait);
-                    }
-                    notices.push(notice);
-                }
+        for action in actions.extract_if(.., |action| matches!(action, Action::Send { .. })) {
+            let Action::Send { node, round, command } = action else { continue };
+            self.send(stage, node, round, command);
+        }
+        // Who leaves the place, leaves behind what it has heard.
+        for action in &actions {
+            if let (Action::Tell(Notice::Released { others_wait, .. }), Some(place)) = (action, &stage.place)
+            {
+                place.heard(now, *others_wait);
             }
         }
-        stage.actions = actions;
         // And what begins is valid before anybody is told that it has begun.
         let mut wake = self.publish(stage, now);
-        for notice in notices {
+        for action in actions.drain(..) {
+            let Action::Tell(notice) = action else { unreachable!("drawn for and sent before") };
             wake |= self.note(notice);
         }
+        give_back(actions);
         if wake {
             self.told.notify_waiters();
         }
     }
 
-    fn send(self: &Arc<Self>, node: NodeIndex, round: RoundId, command: Command) {
+    fn send(self: &Arc<Self>, stage: &mut Stage, node: NodeIndex, round: RoundId, command: Command) {
+        if matches!(command, Command::Enlist { .. }) && !std::mem::replace(&mut stage.sleeps, true) {
+            self.doors.switchboard.sleepers.enter(self);
+        }
         self.doors.nodes[node].submit(command, Reply::new(self.clone(), round, node));
     }
 
@@ -454,6 +449,20 @@ impl Live {
             }
         }
     }
+}
+
+thread_local! {
+    /// One event comes to a handful of actions, which are gone when the next one comes: no claim needs room of its own for them.
+    static ROOM: Cell<Vec<Action>> = const { Cell::new(Vec::new()) };
+}
+
+/// Room that others have used before; new room for those who are at work within another one's work, and when the thread ends.
+fn room_for_actions() -> Vec<Action> {
+    ROOM.try_with(Cell::take).unwrap_or_default()
+}
+
+fn give_back(room: Vec<Action>) {
+    let _ = ROOM.try_with(|kept| kept.set(room));
 }
 
 impl Stage {
