@@ -1,7 +1,5 @@
 //! The clock door: what time it is, and waiting for a moment.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::time::Duration;
 
 use crate::protocol::time::Instant;
@@ -11,15 +9,30 @@ pub trait Clock: Send + Sync + 'static {
     /// Now. Never goes back.
     fn now(&self) -> Instant;
 
-    /// Completes when `moment` has come, for [`Instant::NEVER`] never.
-    fn sleep_until(&self, moment: Instant) -> Sleep;
+    /// For how long the runtime's timers can be relied on to run as this clock does.
+    fn longest_rest(&self) -> Duration;
 
     /// What a wall clock showed, in microseconds since 1970, when this one was at its origin. No validity rests on it.
     fn wall_clock_at_origin(&self) -> u64;
 }
 
-/// A wait.
-pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Completes when `moment` has come, for [`Instant::NEVER`] never.
+pub(crate) async fn sleep_until(clock: &(impl Clock + ?Sized), moment: Instant) {
+    if moment == Instant::NEVER {
+        std::future::pending::<()>().await;
+    }
+    loop {
+        let left = moment.since(clock.now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(clock.longest_rest())).await;
+    }
+}
+
+/// The runtime's timers stand still while the machine sleeps, and clocks that count that time do not: to look again so often
+/// bounds how late a moment is noticed after it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The machine's clock that goes on while the machine sleeps: a lock must not outlive a suspended laptop.
 #[cfg_attr(not(feature = "redis"), allow(dead_code))]
@@ -31,32 +44,14 @@ impl Clock for SystemClock {
         Instant::from_nanos(nanos_since_boot())
     }
 
-    fn sleep_until(&self, moment: Instant) -> Sleep {
-        let clock = *self;
-        Box::pin(look_again_until(moment, move || clock.now()))
+    fn longest_rest(&self) -> Duration {
+        LOOK_AGAIN
     }
 
     fn wall_clock_at_origin(&self) -> u64 {
         let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let micros = since_1970.map_or(0, |span| u64::try_from(span.as_micros()).unwrap_or(u64::MAX));
         micros.saturating_sub(self.now().as_nanos() / 1_000)
-    }
-}
-
-/// Waits for a moment of a clock that goes on during a suspend, by the runtime's timers, which stand still: to look again
-/// once a second bounds how late the moment is noticed after it.
-#[cfg_attr(not(feature = "redis"), allow(dead_code))]
-async fn look_again_until(moment: Instant, now: impl Fn() -> Instant) {
-    const LOOK_AGAIN: Duration = Duration::from_secs(1);
-    if moment == Instant::NEVER {
-        std::future::pending::<()>().await;
-    }
-    loop {
-        let left = moment.since(now());
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(LOOK_AGAIN)).await;
     }
 }
 
@@ -109,17 +104,8 @@ impl Clock for RuntimeClock {
         Instant::from_nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn sleep_until(&self, moment: Instant) -> Sleep {
-        if moment == Instant::NEVER {
-            return Box::pin(std::future::pending());
-        }
-        let moment = self.origin.checked_add(Duration::from_nanos(moment.as_nanos()));
-        Box::pin(async move {
-            match moment {
-                Some(moment) => tokio::time::sleep_until(moment).await,
-                None => std::future::pending().await,
-            }
-        })
+    fn longest_rest(&self) -> Duration {
+        Duration::MAX
     }
 
     fn wall_clock_at_origin(&self) -> u64 {
@@ -154,9 +140,8 @@ impl Clock for SuspendableClock {
         self.awake.now() + Duration::from_nanos(self.slept_nanos.load(std::sync::atomic::Ordering::SeqCst))
     }
 
-    fn sleep_until(&self, moment: Instant) -> Sleep {
-        let clock = self.clone();
-        Box::pin(look_again_until(moment, move || clock.now()))
+    fn longest_rest(&self) -> Duration {
+        LOOK_AGAIN
     }
 
     fn wall_clock_at_origin(&self) -> u64 {
@@ -178,20 +163,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_runtime_clock_follows_paused_time() {
         let clock = RuntimeClock::new();
-        clock.sleep_until(Instant::from_nanos(5_000_000_000)).await;
+        sleep_until(&clock, Instant::from_nanos(5_000_000_000)).await;
         assert_eq!(clock.now(), Instant::from_nanos(5_000_000_000));
     }
 
     #[tokio::test]
     async fn a_moment_that_has_passed_is_not_waited_for() {
-        SystemClock.sleep_until(Instant::from_nanos(1)).await;
+        sleep_until(&SystemClock, Instant::from_nanos(1)).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_moment_that_passed_in_a_suspend_is_noticed_within_a_second() {
         let clock = SuspendableClock::new();
         let begun = tokio::time::Instant::now();
-        let waiting = tokio::spawn(clock.sleep_until(clock.now() + Duration::from_secs(3_600)));
+        let (waiter, moment) = (clock.clone(), clock.now() + Duration::from_secs(3_600));
+        let waiting = tokio::spawn(async move { sleep_until(&waiter, moment).await });
         tokio::time::sleep(Duration::from_millis(100)).await;
         clock.suspend(Duration::from_secs(7_200));
         waiting.await.expect("no panic");

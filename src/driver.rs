@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, sleep_until};
 use crate::entropy::Entropy;
 use crate::keeper::Keeper;
 use crate::node::{Listener, Node, Reply, Watcher};
@@ -441,7 +441,7 @@ impl Live {
             tokio::select! {
                 biased;
                 () = told => {}
-                () = self.doors.clock.sleep_until(wake_at) => {
+                () = sleep_until(&*self.doors.clock, wake_at) => {
                     self.feed(Event::Tick);
                     // The claim may be at work on another thread, and take the event in only then.
                     tokio::task::yield_now().await;
@@ -601,7 +601,7 @@ pub(crate) async fn survey_until(
     for (node, door) in doors.nodes.iter().enumerate() {
         door.submit(question(node), Reply::new(survey.clone(), RoundId(0), node));
     }
-    let mut deadline = pin!(doors.clock.sleep_until(now + terms.node_timeout));
+    let mut deadline = pin!(sleep_until(&*doors.clock, now + terms.node_timeout));
     loop {
         let complete = survey.complete.notified();
         {

@@ -16,6 +16,7 @@ use tokio::sync::Mutex as AsyncMutex;
 pub use self::observer::{Leader, Observer};
 use self::status::Standing;
 pub use self::status::{ElectionStatus, Role};
+use crate::clock::sleep_until;
 use crate::driver::{self, Live};
 use crate::error::{AcquireError, CampaignError, InspectError, ProclaimError, SettingsError};
 use crate::fenced::{FencedGuard, FencedMutex};
@@ -622,7 +623,7 @@ impl Herald {
             tokio::select! {
                 biased;
                 () = watch.lost() => return,
-                () = clock.sleep_until(clock.now() + self.terms.ttl.as_duration() / 3) => {}
+                () = sleep_until(&**clock, clock.now() + self.terms.ttl.as_duration() / 3) => {}
             }
             self.proclaim(None).await;
         }

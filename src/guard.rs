@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::sleep_until;
 use crate::driver::{self, Live, Released};
 use crate::error::{ExtendError, NotHeld, WithinError, with_report};
 use crate::protocol::claim::ExtensionFailure;
@@ -370,7 +371,7 @@ async fn ended(live: &Live, margin: Duration) {
         }
         tokio::select! {
             () = told => {}
-            () = live.doors.clock.sleep_until(lost_at) => {}
+            () = sleep_until(&*live.doors.clock, lost_at) => {}
         }
     }
 }

@@ -3,12 +3,13 @@
 //! It only wakes them. What a claim does then (extend, give up on a silent node, signal the loss) is the claim's affair.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, sleep_until};
 use crate::driver::Live;
 use crate::protocol::claim::Event;
 use crate::protocol::time::Instant;
@@ -64,7 +65,7 @@ impl Keeper {
 
     /// Completes when nothing is held any more, or at `deadline`.
     pub(crate) async fn idle(&self, clock: &dyn Clock, deadline: Instant) {
-        let mut over = clock.sleep_until(deadline);
+        let mut over = pin!(sleep_until(clock, deadline));
         loop {
             let let_go = self.let_go.notified();
             if lock(&self.held).is_empty() {
@@ -93,7 +94,7 @@ impl Keeper {
                 }
                 Err(next) => tokio::select! {
                     () = self.earlier.notified() => {}
-                    () = clock.sleep_until(next) => {}
+                    () = sleep_until(&*clock, next) => {}
                 },
             }
         }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::clock::sleep_until;
 use crate::driver::{self, Defeat, Live};
 use crate::error::{AcquireError, Held, InspectError, RunError, SettingsError};
 use crate::guard::Guard;
@@ -446,7 +447,7 @@ impl Mutex {
             place = self.core.places.enter(key, now, self.max_waiters) => {
                 place.map_err(|Full| AcquireError::Full { max_waiters: self.max_waiters })
             }
-            () = self.core.doors.clock.sleep_until(deadline) => Err(AcquireError::Held(Box::new(Held::locally()))),
+            () = sleep_until(&*self.core.doors.clock, deadline) => Err(AcquireError::Held(Box::new(Held::locally()))),
         }
     }
 

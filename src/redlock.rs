@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::builder::RedlockBuilder;
+use crate::clock::sleep_until;
 use crate::diagnose::Diagnosis;
 use crate::driver::{self, Doors};
 use crate::election::Election;
@@ -336,7 +337,7 @@ impl Redlock {
         let clock = &self.core.doors.clock;
         tokio::select! {
             () = self.core.places.empty() => {}
-            () = clock.sleep_until(clock.now() + self.core.terms.node_timeout) => {}
+            () = sleep_until(&**clock, clock.now() + self.core.terms.node_timeout) => {}
         }
         let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
         driver::survey(&self.core.doors, &self.core.terms, &question).await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, sleep_until};
 use crate::driver::{self, Doors};
 use crate::node::{Listener, Reply};
 use crate::protocol::claim::{Action, Kind};
@@ -236,7 +236,7 @@ async fn keep_looking(registrar: Weak<Registrar>, clock: Arc<dyn Clock>) {
         };
         tokio::select! {
             () = alarm.notified() => {}
-            () = clock.sleep_until(wake_at) => {
+            () = sleep_until(&*clock, wake_at) => {
                 if let Some(registrar) = registrar.upgrade() {
                     registrar.act(|enrolment, now, out| enrolment.pass(now, out));
                 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::sleep_until;
 use crate::driver::{self, Doors};
 use crate::error::InspectError;
 use crate::protocol::command::{Command, Key, Value};
@@ -110,7 +111,8 @@ impl Observer {
     #[doc(alias = "changed")]
     pub async fn next(&mut self) -> Option<Leader> {
         loop {
-            self.doors.clock.sleep_until(self.look_at.min(self.over_at.max(self.doors.clock.now()))).await;
+            let look_at = self.look_at.min(self.over_at.max(self.doors.clock.now()));
+            sleep_until(&*self.doors.clock, look_at).await;
             let reading = self.look().await;
             let now = self.doors.clock.now();
             let seen = match reading {

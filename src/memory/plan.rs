@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::MemoryNodes;
-use crate::clock::Clock;
+use crate::clock::{Clock, sleep_until};
 use crate::entropy::SeededEntropy;
 use crate::node::memory::{ClientNumber, Partition, Skew};
 use crate::protocol::quorum::Quorum;
@@ -326,7 +326,7 @@ async fn run(running: Arc<Running>) {
     loop {
         let next = lock(&running.course).steps.front().map(|(at, ..)| *at);
         let Some(at) = next else { break };
-        clock.sleep_until(start + at).await;
+        sleep_until(&clock, start + at).await;
         running.step();
     }
     running.over.notify_waiters();

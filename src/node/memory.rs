@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::owed::Owed;
 use super::{Bell, Listener, Node, Reply};
-use crate::clock::{Clock, RuntimeClock};
+use crate::clock::{Clock, RuntimeClock, sleep_until};
 use crate::protocol::command::{Answer, Command, Key, NodeIndex, Unknown, Value, Waiter};
 use crate::protocol::fence::Fence;
 use crate::protocol::marker::{Process, Rules};
@@ -298,9 +298,9 @@ impl MemoryNode {
         drop(state);
         heard.into_iter().for_each(|(reply, answer)| reply.answer(answer));
         for (alarm, runtime) in alarms.into_iter().zip(runtime.iter().cycle()) {
-            let (node, alarm) = (self.clone(), self.clock.sleep_until(alarm));
+            let node = self.clone();
             runtime.spawn(async move {
-                alarm.await;
+                sleep_until(&node.clock, alarm).await;
                 node.wake();
             });
         }

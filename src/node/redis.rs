@@ -40,9 +40,9 @@ use self::wire::{
 };
 use super::owed::Owed;
 use super::{Bell, Facts, FactsFuture, Node, Reply, Watcher};
-use crate::clock::Clock;
 #[cfg(feature = "sim")]
 use crate::clock::SystemClock;
+use crate::clock::{Clock, sleep_until};
 #[cfg(feature = "sim")]
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Standing};
@@ -536,7 +536,8 @@ impl Actor {
         // What was watched over the connection before is read again on this one.
         waiting.extend(if link.tells { self.watching() } else { Vec::new() });
         let mut to_ask = 0;
-        let mut admitted = self.clock.sleep_until(standing.counts_from);
+        let clock = self.clock.clone();
+        let mut admitted = std::pin::pin!(sleep_until(&*clock, standing.counts_from));
         let mut is_admitted = false;
         let mut others_first = false;
         if owed > 0 {
