@@ -47,6 +47,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod by_key;
 mod diagnose;
 mod driver;
 mod election;

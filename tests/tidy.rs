@@ -11,7 +11,7 @@ const LAYERS: [(&str, &[&str], &[&str]); 4] = [
     (
         "doors",
         &["node", "node.rs", "clock.rs", "entropy.rs"],
-        &["protocol", "node", "clock", "entropy", "sync"],
+        &["protocol", "node", "clock", "entropy", "by_key", "sync"],
     ),
     ("simulator", &["sim", "sim.rs"], &["sim", "node", "entropy", "protocol"]),
     (
@@ -27,6 +27,7 @@ const LAYERS: [(&str, &[&str], &[&str]); 4] = [
             "queue",
             "registrar",
             "switchboard",
+            "by_key",
             "sync",
         ],
     ),

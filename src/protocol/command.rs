@@ -4,8 +4,8 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::fence::Fence;
@@ -48,11 +48,19 @@ const MARKER: &[u8] = b"#node";
 
 /// The name of a key on the wire: any bytes. Two keys are the same if their bytes are.
 #[derive(Clone)]
-pub struct Key {
-    bytes: Arc<[u8]>,
+pub struct Key(Arc<Name>);
+
+struct Name {
+    bytes: Box<[u8]>,
     /// How many of the bytes are the namespace.
     namespace: usize,
+    /// Of the bytes: made once, since a key is looked up several times for each lock.
+    digest: u64,
 }
+
+/// Another one in each process: whoever chooses the names of resources must not be able to choose many with one digest. Nothing is
+/// decided by it, and nothing walked in its order.
+static DIGESTS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Key {
     /// The lock key of a resource: `{namespace}:{resource}`, or the bare resource in the empty namespace.
@@ -60,24 +68,33 @@ impl Key {
         if namespace.is_empty() {
             return Key::from_wire(resource);
         }
-        let bytes = [namespace.as_bytes(), b":", resource].concat().into();
-        Key { bytes, namespace: namespace.len() }
+        Key::named([namespace.as_bytes(), b":", resource].concat().into(), namespace.len())
     }
 
     /// A lock key that was read from a node, which does not say where its namespace ends.
     pub fn from_wire(bytes: &[u8]) -> Self {
-        Key { bytes: bytes.into(), namespace: 0 }
+        Key::named(bytes.into(), 0)
+    }
+
+    fn named(bytes: Box<[u8]>, namespace: usize) -> Self {
+        let digest = DIGESTS.hash_one(&bytes);
+        Key(Arc::new(Name { bytes, namespace, digest }))
     }
 
     /// The bytes on the wire.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0.bytes
+    }
+
+    /// A number of which two keys that are the same have the same, and others hardly ever. Different in each process.
+    pub fn digest(&self) -> u64 {
+        self.0.digest
     }
 
     /// The bytes of the namespace.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn namespace(&self) -> &[u8] {
-        &self.bytes[..self.namespace]
+        &self.0.bytes[..self.0.namespace]
     }
 
     /// The name of the wait list beside this lock key, in pieces: `{namespace}#wait:{resource}`.
@@ -106,8 +123,8 @@ impl Key {
 
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     fn resource(&self) -> &[u8] {
-        let behind = if self.namespace == 0 { 0 } else { self.namespace + 1 };
-        &self.bytes[behind..]
+        let behind = if self.0.namespace == 0 { 0 } else { self.0.namespace + 1 };
+        &self.0.bytes[behind..]
     }
 
     /// The lock key beside a wait list: no namespace has a `#` in it.
@@ -121,7 +138,8 @@ impl Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
+        let are_one = || Arc::ptr_eq(&self.0, &other.0) || self.0.bytes == other.0.bytes;
+        self.digest() == other.digest() && are_one()
     }
 }
 
@@ -135,19 +153,19 @@ impl PartialOrd for Key {
 
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.bytes.cmp(&other.bytes)
+        self.0.bytes.cmp(&other.0.bytes)
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.bytes.hash(hasher);
+        hasher.write_u64(self.digest());
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.bytes.escape_ascii().to_string())
+        write!(f, "{:?}", self.0.bytes.escape_ascii().to_string())
     }
 }
 
@@ -175,10 +193,7 @@ pub struct Value(Arc<[u8]>);
 impl Value {
     /// The value of one attempt.
     pub fn new(lease_id: LeaseId, signature: &Signature) -> Self {
-        let mut bytes = Vec::with_capacity(32 + signature.0.len());
-        bytes.extend_from_slice(&hex_digits(lease_id));
-        bytes.extend_from_slice(signature.0.as_bytes());
-        Value(bytes.into())
+        Value(hex_digits(lease_id).into_iter().chain(signature.0.bytes()).collect())
     }
 
     /// A value that was read from a node, whoever wrote it.
