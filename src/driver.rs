@@ -139,7 +139,7 @@ const WATCH_AFTER: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct Results {
-    verdict: Option<Result<(), Failure>>,
+    verdict: Option<Result<(), Box<Failure>>>,
     /// What was asked by hand, an extension or a proof, that somebody waits for, and what it came to.
     asking: Vec<(Ticket, Option<Settled>)>,
     released: Option<Released>,
@@ -289,7 +289,7 @@ impl Live {
         let mut results = lock(&self.results);
         match notice {
             Notice::Won => results.verdict = Some(Ok(())),
-            Notice::Failed(failure) => results.verdict = Some(Err(failure)),
+            Notice::Failed(failure) => results.verdict = Some(Err(Box::new(failure))),
             Notice::Extended(ticket, result) => results.settle(ticket, result.map(|()| None)),
             Notice::Verified(ticket, result) => results.settle(ticket, result),
             Notice::Lost(loss) => tracing::warn!(key = ?self.key, ?loss, "lock lost"),
@@ -505,7 +505,7 @@ impl Drop for Duty<'_> {
 
 /// How an attempt to hold ended badly.
 pub(crate) enum Defeat {
-    Failed(Failure),
+    Failed(Box<Failure>),
     /// Won, but the caller got to know too late.
     TooLate(Report),
 }

@@ -77,7 +77,7 @@ impl Registrar {
 
     /// What a claim of this namespace is for that is made now.
     pub(crate) fn kind(&self) -> Kind {
-        Kind::Fenced(self.pact, lock(&self.stage).proposer.clone())
+        Kind::Fenced(self.pact, Box::new(lock(&self.stage).proposer.clone()))
     }
 
     /// A fence was accepted: whatever is proposed from now on is above it.

@@ -122,7 +122,7 @@ impl Stage {
         }
         if is_fenced {
             // The wall clock of the client shows the time of the story: proposals are its microseconds.
-            claim = claim.of_kind(Kind::Fenced(pact, Proposer::new(0)));
+            claim = claim.of_kind(Kind::Fenced(pact, Box::new(Proposer::new(0))));
         }
         let now = Instant::from_nanos(0);
         Stage { claim, now, nodes, asked: Vec::new(), attempts: 0, jitter, tickets: 0 }

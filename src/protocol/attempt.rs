@@ -48,10 +48,10 @@ impl Prize {
     }
 
     /// What there is to be shown of it.
-    fn evidence(self, terms: &Terms) -> Option<Evidence> {
+    fn evidence(self, terms: &Terms) -> Option<Box<Evidence>> {
         match self {
             Prize::Key => None,
-            Prize::Fenced(..) => Some(Evidence::new(terms.quorum.nodes(), terms.quorum.majority())),
+            Prize::Fenced(..) => Some(Box::new(Evidence::new(terms.quorum.nodes(), terms.quorum.majority()))),
         }
     }
 
@@ -76,9 +76,9 @@ pub struct Attempt {
     pub(super) footprint: Footprint,
     pub(super) prize: Prize,
     /// Of a lock that can be proven to have been exclusive.
-    pub(super) evidence: Option<Evidence>,
+    pub(super) evidence: Option<Box<Evidence>>,
     stage: Stage,
-    order: Option<Order>,
+    order: Option<Box<Order>>,
 }
 
 /// What is asked of the nodes now.
@@ -122,7 +122,7 @@ impl Attempt {
             Manner::InOrder(first) => {
                 let asked = vec![Asked { times: 0, again_at: None }; terms.quorum.nodes()].into();
                 let round = Round::to_one(id, terms.quorum, first, now, patience);
-                (round, Some(Order { first, pause: round_trip / 2, asked }))
+                (round, Some(Box::new(Order { first, pause: round_trip / 2, asked })))
             }
         };
         let value = Value::new(draw.lease_id, signature);

@@ -209,7 +209,7 @@ pub enum Kind {
     /// The lock.
     Plain,
     /// The lock, and a fence with it, by nodes that agree to the pact.
-    Fenced(Pact, Proposer),
+    Fenced(Pact, Box<Proposer>),
 }
 
 impl Kind {
@@ -256,7 +256,7 @@ pub struct Claim {
     /// It was woken, tried, and others had the resource: from then on one message is not enough.
     was_woken_in_vain: bool,
     /// What the last failed attempt found.
-    last_failure: Option<(Why, Round)>,
+    last_failure: Option<Box<(Why, Round)>>,
     /// How long the nodes took to answer the last attempt that asked them all at once.
     round_trip: Duration,
 }
@@ -297,7 +297,7 @@ enum State {
     /// A round tells who holds: after an attempt that failed against others, or after a wait.
     Looking {
         round: Round,
-        failed: Option<Round>,
+        failed: Option<Box<Round>>,
         jitter: u64,
     },
     Held(Box<Hold>),
@@ -464,7 +464,7 @@ impl Claim {
             }
         }
         last_failure.is_some().hash(all);
-        if let Some((why, votes)) = last_failure {
+        if let Some((why, votes)) = last_failure.as_deref() {
             why.hash(all);
             votes.hash_by_node(all, each);
         }
@@ -577,8 +577,8 @@ impl Claim {
                 failed.hear(node, answer, now);
             }
             State::Resting { .. } | State::Waiting { .. } => {
-                if let Some((_, failed)) = self.last_failure.as_mut().filter(|(_, failed)| failed.id() == id)
-                {
+                let last = self.last_failure.as_deref_mut();
+                if let Some((_, failed)) = last.filter(|(_, failed)| failed.id() == id) {
                     failed.hear(node, answer, now);
                 }
             }
@@ -644,7 +644,7 @@ impl Claim {
         if now >= lease.valid_until() - terms.margin {
             attempt.roll_back((&self.key, terms), out);
             self.failures = self.failures.saturating_add(1);
-            self.last_failure = Some((Why::TooLate, attempt.round));
+            self.last_failure = Some(Box::new((Why::TooLate, attempt.round)));
             return self.rest(now, attempt.jitter, None, out);
         }
         self.kind.meet(now, attempt.prize.fence());
@@ -661,11 +661,11 @@ impl Claim {
         if attempt.tally().unknown > self.terms.quorum.spare() {
             return self.rest_without_quorum(now, attempt.round, attempt.jitter, out);
         }
-        self.look(now, Some(attempt.round), attempt.jitter, out);
+        self.look(now, Some(Box::new(attempt.round)), attempt.jitter, out);
     }
 
     /// Asks who holds; and, if a holder is waited for, to be woken when it is done.
-    fn look(&mut self, now: Instant, failed: Option<Round>, jitter: u64, out: &mut Vec<Action>) {
+    fn look(&mut self, now: Instant, failed: Option<Box<Round>>, jitter: u64, out: &mut Vec<Action>) {
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
         let enlists = self.waits_for_messages();
         let waited = now.since(self.since.unwrap_or(now));
@@ -747,9 +747,10 @@ impl Claim {
     }
 
     /// What the last attempt found; if there was none since, what the nodes show.
-    fn remember(&mut self, why: Why, failed: Option<Round>, look: &Round) {
-        let before = self.last_failure.take().map(|(_, votes)| votes);
-        self.last_failure = Some((why, failed.or(before).unwrap_or_else(|| look.clone())));
+    fn remember(&mut self, why: Why, failed: Option<Box<Round>>, look: &Round) {
+        let failed = failed.map(|failed| *failed);
+        let before = self.last_failure.take().map(|before| before.1);
+        self.last_failure = Some(Box::new((why, failed.or(before).unwrap_or_else(|| look.clone()))));
     }
 
     // ── waiting for a holder ────────────────────────────────────────────────────────────────────────────────────────
@@ -820,7 +821,7 @@ impl Claim {
             Why::NotReady { at } => Some(at.since(now)),
             _ => None,
         };
-        self.last_failure = Some((why, votes));
+        self.last_failure = Some(Box::new((why, votes)));
         self.rest(now, jitter, ready_in, out);
         if let (Some(_), State::Resting { until, .. }) = (ready_in, &self.state) {
             self.patience.rest_for_restarts(until.since(now));
@@ -857,11 +858,14 @@ impl Claim {
                 attempt.round.give_up(now);
                 Some(attempt.round)
             }
-            State::Looking { failed, .. } => failed,
+            State::Looking { failed, .. } => failed.map(|failed| *failed),
             _ => None,
         };
         // A decided attempt says more than one that was cut off.
-        let (why, votes) = last.unwrap_or_else(|| self.why_unfinished(now, unfinished));
+        let (why, votes) = match last {
+            Some(last) => *last,
+            None => self.why_unfinished(now, unfinished),
+        };
         let report = votes.report(&self.terms);
         out.push(Action::Tell(Notice::Failed(Failure { why, report })));
     }

@@ -26,11 +26,11 @@ pub struct Hold {
     pub(super) lease: Lease,
     pub(super) footprint: Footprint,
     /// Of a lock that can be proven to have been exclusive.
-    evidence: Option<Evidence>,
+    evidence: Option<Box<Evidence>>,
     /// The round that won. Grants that come in later still belong to the holder.
     pub(super) votes: Round,
     /// The last extension round; answers are heard until the next one begins.
-    extension: Option<Extension>,
+    extension: Option<Box<Extension>>,
     /// What the holder has asked for, that waits for the round under way.
     asked: VecDeque<(Ticket, Request)>,
     renew_at: Instant,
@@ -165,7 +165,7 @@ impl Hold {
         evidence.iter().for_each(|evidence| evidence.hash_by_node(all, each));
         votes.hash_by_node(all, each);
         extension.is_some().hash(all);
-        if let Some(Extension { round, ttl, kind, settled }) = extension {
+        if let Some(Extension { round, ttl, kind, settled }) = extension.as_deref() {
             (ttl, kind, settled).hash(all);
             round.hash_by_node(all, each);
         }
@@ -237,7 +237,7 @@ impl Hold {
         self.renew_at = Instant::NEVER;
         self.longest = self.longest.max(ttl);
         let round = Round::to_all(id, terms.quorum, now, terms.node_timeout);
-        self.extension = Some(Extension { round, ttl, kind, settled: false });
+        self.extension = Some(Box::new(Extension { round, ttl, kind, settled: false }));
         if let Some(evidence) = &mut self.evidence {
             evidence.asked(id);
         }
@@ -311,12 +311,12 @@ impl Hold {
 
     /// Whether the hold is proven to have been exclusive, up to its last round; `None` for a lock that can prove nothing.
     pub fn is_proven(&self) -> Option<bool> {
-        self.evidence.as_ref().map(Evidence::is_complete)
+        self.evidence.as_deref().map(Evidence::is_complete)
     }
 
     /// Whether that may still change by answers to a round.
     pub fn may_be_proven_by(&self, round: &Round) -> bool {
-        let is_open = self.evidence.as_ref().is_some_and(Evidence::is_open);
+        let is_open = self.evidence.as_deref().is_some_and(Evidence::is_open);
         is_open && round.answers().any(|answer| answer.is_none())
     }
 

@@ -14,11 +14,11 @@ use super::time::Instant;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Report {
     quorum: Quorum,
-    nodes: Vec<NodeReport>,
+    nodes: Arc<[NodeReport]>,
 }
 
 impl Report {
-    pub(crate) fn new(quorum: Quorum, nodes: Vec<NodeReport>) -> Self {
+    pub(crate) fn new(quorum: Quorum, nodes: Arc<[NodeReport]>) -> Self {
         Report { quorum, nodes }
     }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Report {
             return f.write_str(&lines.collect::<Vec<_>>().join("\n"));
         }
         let mut kinds: Vec<(&str, usize)> = Vec::new();
-        for node in &self.nodes {
+        for node in &*self.nodes {
             let word = node.said.word();
             match kinds.iter_mut().find(|(known, _)| *known == word) {
                 Some((_, count)) => *count += 1,
@@ -218,7 +218,7 @@ mod tests {
         let mut nodes: Vec<_> =
             answered.map(|(name, (answer, after))| NodeReport::new(name, start, answer, *after)).collect();
         nodes.push(NodeReport::unheard(&names[3], Said::NothingYet));
-        let report = Report::new(Quorum::of(4), nodes);
+        let report = Report::new(Quorum::of(4), nodes.into());
 
         assert_eq!(
             report.to_string(),

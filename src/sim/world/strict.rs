@@ -57,13 +57,13 @@ impl Strict {
     }
 
     pub(super) fn kind(&self) -> Kind {
-        Kind::Fenced(self.pact, self.proposer.clone())
+        Kind::Fenced(self.pact, Box::new(self.proposer.clone()))
     }
 
     /// What a claim has met, the next one of this client knows.
     pub(super) fn learn(&mut self, scope: &Scope, kind: &Kind) {
         if let (Sort::Fenced { remembers: true, .. }, Kind::Fenced(_, proposer)) = (&scope.sort, kind) {
-            self.proposer = proposer.clone();
+            self.proposer = (**proposer).clone();
         }
     }
 }
