@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
@@ -96,8 +96,7 @@ pub(crate) struct Live {
     /// Of the namespace, if the lock is of a strict kind.
     registrar: Option<Arc<Registrar>>,
     pub(crate) number: u64,
-    /// Events that nobody has taken in yet.
-    mail: Mutex<VecDeque<Event>>,
+    mail: Mail,
     stage: Mutex<Stage>,
     /// Kept outside the lock for those who only look: nanoseconds, zero for "not held".
     valid_until: AtomicU64,
@@ -107,6 +106,37 @@ pub(crate) struct Live {
     results: Mutex<Results>,
     told: Notify,
     tickets: AtomicU64,
+}
+
+/// Events that nobody has taken in yet.
+#[derive(Default)]
+struct Mail {
+    events: Mutex<VecDeque<Event>>,
+    /// How many, for those who only look: mostly there are none. Only ever changed and asked in one step, so that whoever leaves an
+    /// event behind the last look finds that the one who looked is gone.
+    count: AtomicUsize,
+}
+
+impl Mail {
+    fn leave(&self, event: Event) {
+        let mut events = lock(&self.events);
+        events.push_back(event);
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn has_come(&self) -> bool {
+        self.count.fetch_add(0, Ordering::AcqRel) > 0
+    }
+
+    /// It may overlook one that is just being left.
+    fn next(&self) -> Option<Event> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut events = lock(&self.events);
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        events.pop_front()
+    }
 }
 
 struct Stage {
@@ -178,7 +208,7 @@ impl Live {
             doors,
             registrar,
             number,
-            mail: Mutex::default(),
+            mail: Mail::default(),
             valid_until: AtomicU64::new(0),
             wake_at: AtomicU64::new(0),
             ended: AtomicBool::new(false),
@@ -204,14 +234,14 @@ impl Live {
             self.take_in_what_was_left(&mut stage);
             self.take_in(&mut stage, event);
         } else {
-            lock(&self.mail).push_back(event);
+            self.mail.leave(event);
         }
         self.take_in_mail();
     }
 
     /// Goes on until nothing is left, and nobody is at work: somebody may leave an event between the last look and the unlocking.
     fn take_in_mail(self: &Arc<Self>) {
-        while !lock(&self.mail).is_empty() {
+        while self.mail.has_come() {
             let Some(mut stage) = self.free_stage() else { return };
             self.take_in_what_was_left(&mut stage);
         }
@@ -227,7 +257,7 @@ impl Live {
     }
 
     fn take_in_what_was_left(self: &Arc<Self>, stage: &mut Stage) {
-        while let Some(event) = self.next_event() {
+        while let Some(event) = self.mail.next() {
             self.take_in(stage, event);
         }
     }
@@ -237,10 +267,6 @@ impl Live {
         let seen = look(&mut lock(&self.stage));
         self.take_in_mail();
         seen
-    }
-
-    fn next_event(&self) -> Option<Event> {
-        lock(&self.mail).pop_front()
     }
 
     fn take_in(self: &Arc<Self>, stage: &mut Stage, event: Event) {
@@ -260,11 +286,8 @@ impl Live {
             self.send(stage, node, round, command);
         }
         // Who leaves the place, leaves behind what it has heard.
-        for action in &actions {
-            if let (Action::Tell(Notice::Released { others_wait, .. }), Some(place)) = (action, &stage.place)
-            {
-                place.heard(now, *others_wait);
-            }
+        if let (Some(others_wait), Some(place)) = (do_others_wait(&actions), &stage.place) {
+            place.heard(now, others_wait);
         }
         // And what begins is valid before anybody is told that it has begun.
         let mut wake = self.publish(stage, now);
@@ -450,6 +473,14 @@ impl Live {
             }
         }
     }
+}
+
+/// What a release that is told of says of the other clients.
+fn do_others_wait(actions: &[Action]) -> Option<bool> {
+    actions.iter().find_map(|action| match action {
+        Action::Tell(Notice::Released { others_wait, .. }) => Some(*others_wait),
+        _ => None,
+    })
 }
 
 thread_local! {
