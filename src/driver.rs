@@ -372,7 +372,7 @@ impl Live {
         };
         let hands_over = self.on_stage(|stage| {
             let is_first = !std::mem::replace(&mut stage.let_go, true);
-            is_first.then(|| stage.place.as_ref().is_some_and(|place| place.hands_over(self.now(), debt)))
+            is_first.then(|| stage.place.as_ref().is_some_and(|place| place.hands_over(|| self.now(), debt)))
         });
         match hands_over {
             Some(true) => self.feed(Event::HandOver),

@@ -456,7 +456,7 @@ impl Mutex {
         let mut claim = Claim::new(key.clone(), signature, terms.clone(), patience);
         let debt = place.take_debt();
         // Whoever was handed the lock comes before the others.
-        if debt.is_none() && place.is_polite(self.core.doors.clock.now()) {
+        if debt.is_none() && place.is_polite(|| self.core.doors.clock.now()) {
             claim = claim.letting_others_pass();
         }
         let registrar = self.is_strict.then(|| self.core.registrar(&self.namespace));

@@ -178,7 +178,7 @@ impl Place {
 
     /// Whether the next one here shall have the resource without other clients being woken. Asked once, by a holder that is
     /// done; it then owes them the `debt`.
-    pub(crate) fn hands_over(&self, now: Instant, debt: impl FnOnce() -> Debt) -> bool {
+    pub(crate) fn hands_over(&self, now: impl FnOnce() -> Instant, debt: impl FnOnce() -> Debt) -> bool {
         // It has let go already: whoever drops a release that was begun does so again.
         if self.permit.is_none() {
             return false;
@@ -189,7 +189,7 @@ impl Place {
         let nobody_waits = turn.present.load(Ordering::Acquire) == 1;
         if nobody_waits || !may {
             state.hand_overs = 0;
-            state.polite_until = state.others_wait.then(|| now + COURTESY);
+            state.polite_until = state.others_wait.then(|| now() + COURTESY);
             return false;
         }
         state.hand_overs = state.hand_overs.saturating_add(1);
@@ -205,8 +205,8 @@ impl Place {
     }
 
     /// Whether another client that was woken is to be let pass.
-    pub(crate) fn is_polite(&self, now: Instant) -> bool {
-        lock(&self.spot.turn().state).polite_until.is_some_and(|until| now < until)
+    pub(crate) fn is_polite(&self, now: impl FnOnce() -> Instant) -> bool {
+        lock(&self.spot.turn().state).polite_until.is_some_and(|until| now() < until)
     }
 
     /// What came of a release.
@@ -324,11 +324,11 @@ mod tests {
     async fn what_is_owed_to_others_is_paid_unless_the_next_one_holds() {
         let (places, owed, name) = (Arc::new(Places::default()), Arc::default(), key("a"));
         let mut holder = places.try_enter(&name, START).expect("free");
-        assert!(!holder.hands_over(START, || debt(&owed)), "nobody waits");
+        assert!(!holder.hands_over(|| START, || debt(&owed)), "nobody waits");
 
         let mut second = Box::pin(places.enter(&name, START, usize::MAX));
         assert!((&mut second).now_or_never().is_none());
-        assert!(holder.hands_over(START, || debt(&owed)));
+        assert!(holder.hands_over(|| START, || debt(&owed)));
         holder.give_up();
         let second = second.now_or_never().expect("its turn").expect("not full");
         second.take_debt().expect("what the first one owes").forgive();
@@ -337,8 +337,8 @@ mod tests {
         // One that is dropped before its turn leaves the debt to nobody.
         let mut third = Box::pin(places.enter(&name, START, usize::MAX));
         assert!((&mut third).now_or_never().is_none());
-        assert!(!holder.hands_over(START, || debt(&owed)), "somebody waits, but it has let go already");
-        assert!(second.hands_over(START, || debt(&owed)));
+        assert!(!holder.hands_over(|| START, || debt(&owed)), "somebody waits, but it has let go already");
+        assert!(second.hands_over(|| START, || debt(&owed)));
         drop(third);
         drop(second);
         assert_eq!(paid(&owed), 0, "the first one is still about");
@@ -352,12 +352,13 @@ mod tests {
         let holder = places.try_enter(&name, START).expect("free");
         let mut next = Box::pin(places.enter(&name, START, usize::MAX));
         assert!((&mut next).now_or_never().is_none());
-        let in_a_row = |most: u32| (0..most).take_while(|_| holder.hands_over(START, || debt(&owed))).count();
+        let in_a_row =
+            |most: u32| (0..most).take_while(|_| holder.hands_over(|| START, || debt(&owed))).count();
         assert_eq!(in_a_row(1_000), 1_000, "nobody else waits");
         holder.heard(START, true);
         assert_eq!(in_a_row(1_000), 0, "it has been long enough");
         assert_eq!(in_a_row(1_000), MOST_HAND_OVERS as usize);
-        assert!(holder.is_polite(START) && !holder.is_polite(START + COURTESY));
+        assert!(holder.is_polite(|| START) && !holder.is_polite(|| START + COURTESY));
     }
 
     #[test]
@@ -370,7 +371,7 @@ mod tests {
             assert_eq!(places.len(), 0);
             let now = START + back_after;
             let place = places.try_enter(&name, now).expect("free");
-            assert_eq!(place.is_polite(now), is_polite, "after {back_after:?}");
+            assert_eq!(place.is_polite(|| now), is_polite, "after {back_after:?}");
             place.heard(now, false);
         }
         for number in 0..2 * MOST_COURTESIES {
