@@ -1033,7 +1033,7 @@ impl Claim {
         }
         let proven = hold.is_proven();
         let others_wait =
-            round.answers().flatten().any(|answer| *answer.said() == Answer::Deleted { others_wait: true });
+            round.count(|answer| matches!(answer.said(), Answer::Deleted { others_wait: true })) > 0;
         let report = round.report(&self.terms);
         out.push(Action::Tell(Notice::Released { outcome, proven, report, others_wait }));
         if let State::Releasing { hold, .. } = std::mem::replace(&mut self.state, State::Ended(None)) {

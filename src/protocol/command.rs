@@ -193,7 +193,10 @@ pub struct Value(Arc<[u8]>);
 impl Value {
     /// The value of one attempt.
     pub fn new(lease_id: LeaseId, signature: &Signature) -> Self {
-        Value(hex_digits(lease_id).into_iter().chain(signature.0.bytes()).collect())
+        let mut bytes: Arc<[u8]> = Arc::from(&*signature.0);
+        let digits = Arc::get_mut(&mut bytes).expect("nobody else has it yet").first_chunk_mut();
+        *digits.expect("a signature has room for them") = hex_digits(lease_id);
+        Value(bytes)
     }
 
     /// A value that was read from a node, whoever wrote it.
@@ -234,17 +237,18 @@ fn hex_digits(lease_id: LeaseId) -> [u8; 32] {
     std::array::from_fn(|place| DIGITS[(lease_id.0 >> (124 - 4 * place)) as usize & 0xf])
 }
 
-/// The part of a value that stays the same over all attempts: `:{holder}[:{metadata}]`.
+/// The part of a value that stays the same over all attempts: `:{holder}[:{metadata}]`, behind room for the digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Signature(Arc<str>);
+pub struct Signature(Arc<[u8]>);
 
 impl Signature {
     /// Of a holder, and of the user's text beside it.
     pub fn new(holder: &str, metadata: Option<&str>) -> Self {
-        Signature(match metadata {
-            Some(metadata) => format!(":{holder}:{metadata}").into(),
-            None => format!(":{holder}").into(),
-        })
+        let text = match metadata {
+            Some(metadata) => format!("{:032}:{holder}:{metadata}", 0),
+            None => format!("{:032}:{holder}", 0),
+        };
+        Signature(text.into_bytes().into())
     }
 }
 
@@ -772,7 +776,7 @@ mod tests {
             prop_assert_eq!(value.holder().is_some(), has_our_form);
             // Nothing of the text is lost or made up.
             let signature = value.holder().map(|holder| Signature::new(holder, value.metadata()));
-            prop_assert!(signature.is_none_or(|signature| signature.0.as_bytes() == rest));
+            prop_assert!(signature.is_none_or(|signature| signature.0[32..] == *rest));
             prop_assert!(value.holder().is_none_or(|holder| !holder.contains(':')));
             prop_assert!(value.holder().is_some() || value.metadata().is_none());
             Ok(())

@@ -38,8 +38,8 @@ impl ReleaseOutcome {
     /// Reads a round of releases; `None` while the missing answers can still change the outcome.
     pub fn of(round: &Round, quorum: Quorum) -> Option<ReleaseOutcome> {
         let deleted = round.count(|answer| matches!(answer, Answer::Deleted { .. }));
-        let foreign = round.count(|answer| *answer == Answer::Foreign);
-        let missing = round.count(|answer| *answer == Answer::Missing);
+        let foreign = round.count(|answer| matches!(answer, Answer::Foreign));
+        let missing = round.count(|answer| matches!(answer, Answer::Missing));
         let silent = round.count(Answer::is_silence);
         let answered = deleted + foreign + missing;
         let pending = quorum.nodes() - answered - silent;

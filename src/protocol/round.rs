@@ -37,7 +37,7 @@ enum Heard {
 impl Round {
     /// A round that asks every node now.
     pub fn to_all(id: RoundId, quorum: Quorum, asked_at: Instant, patience: Duration) -> Self {
-        let heard = vec![Heard::Silent; quorum.nodes()].into();
+        let heard = (0..quorum.nodes()).map(|_| Heard::Silent).collect();
         Round { id, asked_at, deadline: asked_at + patience, heard }
     }
 
@@ -57,7 +57,8 @@ impl Round {
 
     /// A round in which nobody was asked.
     pub fn to_nobody(id: RoundId, quorum: Quorum, now: Instant) -> Self {
-        Round { id, asked_at: now, deadline: now, heard: vec![Heard::NotAsked; quorum.nodes()].into() }
+        let heard = (0..quorum.nodes()).map(|_| Heard::NotAsked).collect();
+        Round { id, asked_at: now, deadline: now, heard }
     }
 
     /// Which round this is.
@@ -87,7 +88,7 @@ impl Round {
 
     /// Takes in an answer that was heard now. False if nothing was asked: a second answer changes nothing.
     pub fn hear(&mut self, node: NodeIndex, answer: Answer, now: Instant) -> bool {
-        let expected = self.heard[node] == Heard::Silent;
+        let expected = matches!(self.heard[node], Heard::Silent);
         if expected {
             self.heard[node] = Heard::Answer(answer, now.since(self.asked_at));
         }
@@ -97,7 +98,7 @@ impl Round {
     /// Gives up on the nodes that have not answered: they are unknown, not a no.
     pub fn give_up(&mut self, now: Instant) {
         let after = now.since(self.asked_at);
-        for heard in self.heard.iter_mut().filter(|heard| **heard == Heard::Silent) {
+        for heard in self.heard.iter_mut().filter(|heard| matches!(heard, Heard::Silent)) {
             *heard = Heard::Answer(Answer::Unknown(Unknown::Timeout), after);
         }
     }
