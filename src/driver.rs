@@ -98,7 +98,8 @@ pub(crate) struct Live {
     pub(crate) number: u64,
     mail: Mail,
     stage: Mutex<Stage>,
-    /// Kept outside the lock for those who only look: nanoseconds, zero for "not held".
+    /// What follows is kept outside the lock for those who only look, and written only by whoever is on stage. In nanoseconds,
+    /// zero for "not held".
     valid_until: AtomicU64,
     wake_at: AtomicU64,
     /// Lost, released, or given up.
@@ -280,7 +281,9 @@ impl Live {
         }
         // What ends is over before anybody else can hear of it, and take the resource.
         let valid_until = stage.claim.valid_until().map_or(0, Instant::as_nanos);
-        self.valid_until.fetch_min(valid_until, Ordering::AcqRel);
+        if valid_until < self.valid_until.load(Ordering::Relaxed) {
+            self.valid_until.store(valid_until, Ordering::Release);
+        }
         for action in actions.extract_if(.., |action| matches!(action, Action::Send { .. })) {
             let Action::Send { node, round, command } = action else { continue };
             self.send(stage, node, round, command);
@@ -332,7 +335,8 @@ impl Live {
         let (phase, wake_at) = (stage.claim.phase(), stage.claim.wake_at());
         let valid_until = stage.claim.valid_until();
         self.valid_until.store(valid_until.map_or(0, Instant::as_nanos), Ordering::Release);
-        let before = self.wake_at.swap(wake_at.as_nanos(), Ordering::AcqRel);
+        let before = self.wake_at.load(Ordering::Relaxed);
+        self.wake_at.store(wake_at.as_nanos(), Ordering::Release);
         if phase > Phase::Claiming {
             self.has_ceased_to_compete(stage, phase);
         }
@@ -348,7 +352,10 @@ impl Live {
             stage.kept = (phase != Phase::Over).then_some(stage.due());
             self.doors.keeper.reschedule(self, Some(kept), stage.kept);
         }
-        let just_ended = phase >= Phase::Lost && !self.ended.swap(true, Ordering::AcqRel);
+        let just_ended = phase >= Phase::Lost && !self.ended.load(Ordering::Relaxed);
+        if just_ended {
+            self.ended.store(true, Ordering::Release);
+        }
         just_ended || wake_at.as_nanos() < before
     }
 
