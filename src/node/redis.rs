@@ -554,8 +554,8 @@ impl Actor {
                     waiting.push(errand);
                 }
             }
-            if waiting.is_empty() {
-                waiting = self.owed_errands(to_ask.min(MOST_COMMANDS));
+            if waiting.is_empty() && to_ask > 0 {
+                waiting.extend(self.owed_errands(to_ask.min(MOST_COMMANDS)));
                 to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
             }
             if sent.is_empty() && !waiting.is_empty() {
