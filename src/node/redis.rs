@@ -24,7 +24,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use redis::{Cmd, PushInfo, Value as Wire};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant as Timer, sleep, timeout};
 
@@ -256,9 +256,11 @@ impl RedisNode {
             identities,
             voter: Voter::new(admission),
             inbox,
+            releases: Vec::new(),
             owed,
             hearing: Hearing { watched: watched.clone(), messages },
             portion,
+            has_company: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
             abandoned: false,
             state,
             warned_of: None,
@@ -351,10 +353,14 @@ struct Actor {
     /// Outlives connections: what is known of the memory behind the address.
     voter: Voter,
     inbox: mpsc::UnboundedReceiver<Errand>,
+    /// Room for those that are about to go out together.
+    releases: Vec<Job>,
     owed: Owed,
     hearing: Hearing,
     /// So many answers are handed out at once.
     portion: usize,
+    /// Others run on other threads meanwhile. On a single one they have run before, and sent what they had to send.
+    has_company: bool,
     /// No handle is left: no more commands will come.
     abandoned: bool,
     state: watch::Sender<State>,
@@ -370,11 +376,8 @@ enum Sent {
         job: Job,
         since: Instant,
     },
-    /// Releases in one call, with one answer.
-    Together {
-        jobs: Vec<Job>,
-        since: Instant,
-    },
+    /// So many of those behind this are releases in one call, with one answer.
+    Together(usize),
     Question(oneshot::Sender<Wire>),
     /// The answer does not matter.
     Remark,
@@ -604,7 +607,7 @@ impl Actor {
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !self.abandoned => {
                     self.abandoned = received == 0;
-                    others_first = true;
+                    others_first = self.has_company;
                 }
                 () = &mut alarm, if alarm_is_set => {
                     if sent.is_empty() && !link.connection.is_behind() {
@@ -619,12 +622,8 @@ impl Actor {
             }
         };
         for sent in sent {
-            match sent {
-                Sent::Job { job, since } => self.fail_job(job, since, Unknown::ConnectionLost),
-                Sent::Together { jobs, since } => {
-                    jobs.into_iter().for_each(|job| self.fail_job(job, since, Unknown::ConnectionLost));
-                }
-                Sent::Question(_) | Sent::Remark => {}
+            if let Sent::Job { job, since } = sent {
+                self.fail_job(job, since, Unknown::ConnectionLost);
             }
         }
         waiting.into_iter().for_each(|errand| self.fail(errand, Unknown::NotConnected));
@@ -632,12 +631,12 @@ impl Actor {
     }
 
     /// Hands what waits over to the connection: in order, as far as it concerns the same key. Releases go last, and together.
-    fn write(&self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
+    fn write(&mut self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
         if waiting.is_empty() {
             return;
         }
         let since = self.clock.now();
-        let mut releases: Vec<Job> = Vec::new();
+        let mut releases = std::mem::take(&mut self.releases);
         for errand in waiting.drain(..) {
             match errand {
                 Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command, link) => {
@@ -652,7 +651,7 @@ impl Actor {
                     job.has_list = has_lists && job.command.concerns_list();
                     let is_full = releases.len() == MOST_TOGETHER;
                     if is_full || releases.iter().any(|release| release.command.key() == key) {
-                        sent.extend(self.write_releases(link, &mut releases, since));
+                        self.write_releases(link, (&mut releases, since), sent);
                     }
                     if job.goes_together() {
                         releases.push(job);
@@ -673,7 +672,8 @@ impl Actor {
                 }
             }
         }
-        sent.extend(self.write_releases(link, &mut releases, since));
+        self.write_releases(link, (&mut releases, since), sent);
+        self.releases = releases;
     }
 
     fn write_job(&self, link: &mut Link, job: &Job, form: Form) {
@@ -683,18 +683,26 @@ impl Actor {
     }
 
     /// Of a single one the server takes the plain script in less time.
-    fn write_releases(&self, link: &mut Link, jobs: &mut Vec<Job>, since: Instant) -> Option<Sent> {
-        if jobs.len() < 2 {
-            let job = jobs.pop()?;
-            self.write_job(link, &job, job.form);
-            return Some(Sent::Job { job, since });
+    fn write_releases(
+        &self,
+        link: &mut Link,
+        (jobs, since): (&mut Vec<Job>, Instant),
+        sent: &mut VecDeque<Sent>,
+    ) {
+        match &jobs[..] {
+            [] => return,
+            [job] => self.write_job(link, job, job.form),
+            [first, ..] => {
+                let is_known = jobs.iter().all(|job| job.form == Form::Hashed);
+                let form = if is_known { Form::Hashed } else { Form::Full };
+                let lists = self.hearing.messages.lists(link, first.command.key());
+                let releases =
+                    jobs.iter().map(|job| plain_release(&job.command).expect("only those are put together"));
+                encode_together(releases, form, lists, &mut Writer(link.connection.outgoing()));
+                sent.push_back(Sent::Together(jobs.len()));
+            }
         }
-        let form = if jobs.iter().all(|job| job.form == Form::Hashed) { Form::Hashed } else { Form::Full };
-        let lists = self.hearing.messages.lists(link, jobs[0].command.key());
-        let releases =
-            jobs.iter().map(|job| plain_release(&job.command).expect("only those are put together"));
-        encode_together(releases, form, lists, &mut Writer(link.connection.outgoing()));
-        Some(Sent::Together { jobs: std::mem::take(jobs), since })
+        sent.extend(jobs.drain(..).map(|job| Sent::Job { job, since }));
     }
 
     /// Why the server is not asked at all.
@@ -734,9 +742,9 @@ impl Actor {
                 Some(Sent::Job { job, since }) => {
                     self.take_in(link, (job, since), (reply, counts), sent, &mut handed_out);
                 }
-                Some(Sent::Together { jobs, since }) => {
-                    left = left.saturating_sub(jobs.len() - 1);
-                    self.take_in_together(link, (jobs, since), (reply, counts), sent, &mut handed_out);
+                Some(Sent::Together(releases)) => {
+                    left = left.saturating_sub(releases - 1);
+                    self.take_in_together(link, releases, (reply, counts), sent, &mut handed_out);
                 }
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
                 Some(Sent::Remark) => {}
@@ -782,7 +790,7 @@ impl Actor {
                 });
             }
             Read::NoScript => {
-                if sent.iter().flat_map(Sent::jobs).any(|other| other.releases(&job)) {
+                if sent.iter().filter_map(Sent::job).any(|other| other.releases(&job)) {
                     self.fail_job(job, since, Unknown::Refused(Refusal::Other));
                 } else {
                     job.form = Form::Full;
@@ -797,25 +805,29 @@ impl Actor {
     fn take_in_together(
         &mut self,
         link: &mut Link,
-        (jobs, since): (Vec<Job>, Instant),
+        releases: usize,
         (reply, counts): (Wire, (Instant, Instant)),
-        sent: &VecDeque<Sent>,
+        sent: &mut VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
-        match decode_together(jobs.len(), reply) {
-            Replies::Each(replies) => {
-                for (job, reply) in jobs.into_iter().zip(replies) {
-                    self.take_in(link, (job, since), (reply, counts), sent, handed_out);
+        let mut replies = decode_together(releases, reply);
+        for place in 0..releases {
+            let Some(Sent::Job { job, since }) = sent.pop_front() else {
+                unreachable!("the releases stand behind their number")
+            };
+            let reply = match &mut replies {
+                Replies::Same(reply) => reply.clone(),
+                Replies::Each(replies) => std::mem::replace(&mut replies[place], Wire::Nil),
+                Replies::NoScript => {
+                    handed_out.again.push(Errand::Job(Job { form: Form::Full, ..job }));
+                    continue;
                 }
-            }
-            Replies::NoScript => {
-                let in_full = |job| Errand::Job(Job { form: Form::Full, ..job });
-                handed_out.again.extend(jobs.into_iter().map(in_full));
-            }
-            Replies::Refused => {
-                let alone = |job| Errand::Job(Job { is_alone: true, ..job });
-                handed_out.again.extend(jobs.into_iter().map(alone));
-            }
+                Replies::Refused => {
+                    handed_out.again.push(Errand::Job(Job { is_alone: true, ..job }));
+                    continue;
+                }
+            };
+            self.take_in(link, (job, since), (reply, counts), sent, handed_out);
         }
     }
 
@@ -871,11 +883,10 @@ struct HandedOut {
 }
 
 impl Sent {
-    fn jobs(&self) -> &[Job] {
+    fn job(&self) -> Option<&Job> {
         match self {
-            Sent::Job { job, .. } => std::slice::from_ref(job),
-            Sent::Together { jobs, .. } => jobs,
-            Sent::Question(_) | Sent::Remark => &[],
+            Sent::Job { job, .. } => Some(job),
+            Sent::Together(_) | Sent::Question(_) | Sent::Remark => None,
         }
     }
 }

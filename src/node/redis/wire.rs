@@ -372,6 +372,8 @@ pub(super) fn decode(command: &Command, reply: Wire) -> Read {
 /// What the one reply to several releases says.
 #[derive(Debug, PartialEq)]
 pub(super) enum Replies {
+    /// The same of all.
+    Same(Wire),
     /// This of each.
     Each(Vec<Wire>),
     /// The server does not know the script: nothing was done.
@@ -382,14 +384,12 @@ pub(super) enum Replies {
 /// Reads the reply to so many releases that were sent as one call.
 pub(super) fn decode_together(releases: usize, reply: Wire) -> Replies {
     match reply {
-        Wire::Int(deleted) if usize::try_from(deleted) == Ok(releases) => {
-            Replies::Each(vec![Wire::Int(1); releases])
-        }
+        Wire::Int(deleted) if usize::try_from(deleted) == Ok(releases) => Replies::Same(Wire::Int(1)),
         Wire::Array(replies) if replies.len() == releases => Replies::Each(replies),
         Wire::ServerError(error) if error.code() == "NOSCRIPT" => Replies::NoScript,
         Wire::ServerError(_) => Replies::Refused,
         // Which is no reply to any.
-        _ => Replies::Each(vec![Wire::Nil; releases]),
+        _ => Replies::Same(Wire::Nil),
     }
 }
 
@@ -714,10 +714,9 @@ pub(super) mod tests {
     fn one_reply_is_read_as_one_for_each_release() {
         let [code, lost] = ["NOPERM No permissions", "NOSCRIPT No matching script"]
             .map(|text| redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).expect("an error"));
-        let deleted = vec![Wire::Int(1); 3];
         let mixed = vec![Wire::Int(0), code.clone(), Wire::Int(2)];
         for (reply, expected) in [
-            (Wire::Int(3), Replies::Each(deleted)),
+            (Wire::Int(3), Replies::Same(Wire::Int(1))),
             (Wire::Array(mixed.clone()), Replies::Each(mixed.clone())),
             (lost, Replies::NoScript),
             (code, Replies::Refused),
@@ -726,11 +725,10 @@ pub(super) mod tests {
         }
         for nonsense in [Wire::Int(1), Wire::Int(-1), Wire::Nil, Wire::Okay, Wire::Array(mixed[1..].to_vec())]
         {
-            let Replies::Each(replies) = decode_together(3, nonsense.clone()) else {
-                panic!("{nonsense:?} is no refusal")
+            let Replies::Same(reply) = decode_together(3, nonsense.clone()) else {
+                panic!("{nonsense:?} says nothing of each")
             };
-            let read = replies.into_iter().map(|reply| decode(&release(Wake::Next), reply));
-            assert_eq!(read.collect::<Vec<_>>(), [const { Read::Answer(NONSENSE) }; 3], "{nonsense:?}");
+            assert_eq!(decode(&release(Wake::Next), reply), Read::Answer(NONSENSE), "{nonsense:?}");
         }
     }
 
