@@ -247,7 +247,6 @@ impl RedisNode {
         let (state, states) = watch::channel(State::Connecting);
         let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
         let Client { waiter, bell, namespace, clock, identities, may_evict, is_only_node } = client;
-        let portion = if is_only_node { PORTION } else { usize::MAX };
         let messages = Arc::new(Messages::new(waiter, index, bell, namespace, errands.downgrade()));
         let actor = Actor {
             target,
@@ -259,7 +258,7 @@ impl RedisNode {
             releases: Vec::new(),
             owed,
             hearing: Hearing { watched: watched.clone(), messages },
-            portion,
+            is_only_node,
             has_company: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
             abandoned: false,
             state,
@@ -357,8 +356,8 @@ struct Actor {
     releases: Vec<Job>,
     owed: Owed,
     hearing: Hearing,
-    /// So many answers are handed out at once.
-    portion: usize,
+    /// The client has no other.
+    is_only_node: bool,
     /// Others run on other threads meanwhile. On a single one they have run before, and sent what they had to send.
     has_company: bool,
     /// No handle is left: no more commands will come.
@@ -591,8 +590,8 @@ impl Actor {
                     // What is no answer keeps no connection alive.
                     if sent.len() < unanswered {
                         silent_since = Timer::now();
+                        others_first = self.is_only_node;
                     }
-                    others_first = link.connection.has_more();
                     if exchanged.is_err() || is_nonsense {
                         break if is_nonsense { "does not speak the protocol of Redis" } else { "connection lost" };
                     }
@@ -722,7 +721,7 @@ impl Actor {
     fn hand_out(&mut self, (link, standing): (&mut Link, Standing), sent: &mut VecDeque<Sent>) -> HandedOut {
         let mut handed_out = HandedOut { again: Vec::new(), owed_was_accepted: false, is_nonsense: false };
         let now = self.clock.now();
-        let mut left = self.portion;
+        let mut left = if self.is_only_node { PORTION } else { usize::MAX };
         while left > 0 {
             let reply = match link.connection.next_reply() {
                 Ok(Some(Wire::Push { kind, data })) => {
