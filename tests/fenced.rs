@@ -566,6 +566,27 @@ async fn a_fence_takes_one_round_trip_and_two_where_a_clock_is_ahead() {
     assert_eq!(next.fence().as_u64(), 5_000_000_000_000_002);
 }
 
+/// In a new deployment all propose the same at first; and of a resource that nobody has used a node remembers only what it has
+/// accepted for others, which is more from moment to moment.
+#[tokio::test]
+async fn many_resources_that_nobody_has_used_take_no_more_than_two_round_trips_each() {
+    let cluster = Cluster::start(3).await;
+    let redlock = client(&cluster, Fenced).await;
+    let mutexes: Vec<_> = (0..32).map(|number| redlock.fenced_mutex(format!("job/{number}"))).collect();
+    let scripts = async || {
+        let mut calls = 0;
+        for server in &cluster.servers {
+            calls += server.calls("evalsha").await;
+        }
+        calls
+    };
+    let before = scripts().await;
+    let guards = promptly(join_all(mutexes.iter().map(FencedMutex::acquire))).await;
+    let calls = scripts().await - before;
+    assert!(guards.iter().all(Result::is_ok), "{guards:?}");
+    assert!(calls <= mutexes.len() as u64 * 6, "{calls} proposals and fences that were raised");
+}
+
 #[tokio::test]
 async fn a_plain_mutex_and_a_fenced_one_exclude_each_other() {
     let cluster = Cluster::start(3).await;

@@ -287,6 +287,10 @@ impl Store {
             self.accept(now, key, fence);
             Answer::Accepted
         } else {
+            // What other resources accept moves the high-water mark. Of this one nothing shall while the key stands: a fence is
+            // to be raised above what is said now.
+            let expires_at = now + COUNTER_LIVES;
+            self.counters.entry(key.clone()).or_insert(Counter { fence: counter, expires_at });
             Answer::Voted(counter)
         }
     }
@@ -721,6 +725,22 @@ mod tests {
         );
         assert_eq!(answer(3_600_000, "raise b 21", "k"), "Raised");
         assert_eq!(answer(3_600_000, "propose a 21", "new"), "Voted(Fence(21))");
+    }
+
+    #[test]
+    fn while_a_key_stands_no_other_resource_moves_its_counter() {
+        let mut store = enrolled(5);
+        for (command, key, expected) in [
+            // It was never used before, and others are.
+            ("propose a 5", "k", "Voted(Fence(5))"),
+            ("propose b 20", "other", "Accepted"),
+            ("raise a 6", "k", "Raised"),
+            ("release a", "k", "Deleted"),
+            ("propose a 7", "k", "Accepted"),
+            ("propose a 19", "new", "Voted(Fence(20))"),
+        ] {
+            assert_eq!(strictly(&mut store, (0, "p"), command, key, pact(100)), expected, "{command} {key}");
+        }
     }
 
     #[test]

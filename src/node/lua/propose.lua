@@ -12,7 +12,8 @@
 --
 -- Returns 1 if the key is taken and the fence accepted; else 2 (only the key) or 3 (the key was there), and the counter.
 
-local counter = redis.call('GET', KEYS[2]) or marker.high_water
+local own = redis.call('GET', KEYS[2])
+local counter = own or marker.high_water
 
 if tonumber(marker.floor) > tonumber(counter) then
   counter = marker.floor
@@ -37,6 +38,10 @@ if is_accepted then
   if fence > tonumber(marker.high_water) then
     redis.call('HSET', marker.key, 'high_water', ARGV[3])
   end
+elseif not own then
+  -- What other resources accept moves the high-water mark. Of this one nothing shall while the key stands: a fence is to be raised
+  -- above what is said now.
+  redis.call('SET', KEYS[2], counter, 'PX', ARGV[4])
 end
 
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
