@@ -14,9 +14,11 @@
 
 local own = redis.call('GET', KEYS[2])
 local counter = own or marker.high_water
+local highest = tonumber(counter)
 
-if tonumber(marker.floor) > tonumber(counter) then
+if marker.floor ~= counter and tonumber(marker.floor) > highest then
   counter = marker.floor
+  highest = tonumber(counter)
 end
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -25,10 +27,9 @@ end
 
 -- What a user may not do fails here, and not when the key is set.
 local fence = tonumber(ARGV[3])
-local highest = tonumber(counter) + 1
-local is_accepted = fence >= highest
+local is_accepted = fence > highest
 
-if fence > highest then
+if fence > highest + 1 then
   local time = redis.call('TIME')
   is_accepted = fence <= time[1] * 1000000 + time[2] + ARGV[5]
 end

@@ -18,7 +18,7 @@ end
 
 local counter = redis.call('GET', KEYS[2]) or marker.high_water
 
-if tonumber(marker.floor) > tonumber(counter) then
+if marker.floor ~= counter and tonumber(marker.floor) > tonumber(counter) then
   counter = marker.floor
 end
 

@@ -11,12 +11,17 @@
 -- returns. Where clients have agreed on other rules it answers
 -- with an error, and nothing is done, unless it only takes away.
 
-local marker = { key = table.remove(KEYS) }
-local ttl = table.remove(ARGV)
-local max_ttl = table.remove(ARGV)
-local nodes = table.remove(ARGV)
-local process = table.remove(ARGV)
-local fields = redis.call('HMGET', marker.key, 'process', 'nodes', 'max_ttl', 'nonce', 'high_water', 'floor')
+local last = #ARGV
+local process, nodes, max_ttl, ttl = unpack(ARGV, last - 3)
+local key = KEYS[#KEYS]
+
+-- That script looks at how many there are.
+KEYS[#KEYS] = nil
+for i = last - 3, last do
+  ARGV[i] = nil
+end
+
+local fields = redis.call('HMGET', key, 'process', 'nodes', 'max_ttl', 'nonce', 'high_water', 'floor')
 local incarnation = ''
 
 if fields[1] and fields[1] == process then
@@ -27,11 +32,9 @@ if fields[1] and fields[1] == process then
   end
 end
 
-if ttl ~= '' and tonumber(ttl) > tonumber(max_ttl) then
+if ttl ~= '' and ttl ~= max_ttl and tonumber(ttl) > tonumber(max_ttl) then
   return redis.error_reply('OTHERRULES the ttl is above the max_ttl')
 end
 
-marker.high_water = fields[5] or '0'
-marker.floor = fields[6] or '0'
-
+local marker = { key = key, high_water = fields[5] or '0', floor = fields[6] or '0' }
 return { incarnation, carry_out(KEYS, ARGV, marker) }
