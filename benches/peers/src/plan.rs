@@ -43,6 +43,7 @@ pub fn programs(folder: &Path) -> Vec<Program> {
         program("rslock-2", "rslock, two threads", rust(), "rslock", 2),
         program("wire-1", "the wire, one thread", rust(), "wire", 1),
         program("wire-2", "the wire, two threads", rust(), "wire", 2),
+        program("together-1", "the wire, one thread, releases in one call", rust(), "wire-together", 1),
         program("redlock", "redlock (Rust)", rust(), "redlock", 2),
         program("redsync", "redsync (Go)", go(), "redsync", 2),
         program("redislock", "bsm/redislock (Go)", go(), "redislock", 2),
@@ -162,9 +163,16 @@ pub fn cases(quick: bool) -> Vec<Case> {
         };
         let ours = ["ours-1", "rslock-1", "wire-1", "redsync", "ours-2", "rslock-2", "wire-2"];
         add("pairs", nodes, 1, &[&ours[..], single].concat(), 12, 0.3);
-        add("pairs", nodes, 16, &[&ours[..], single].concat(), 4, 0.25);
-        add("pairs", nodes, 64, &[&ours[..], single].concat(), 12, 0.25);
-        add("pairs", nodes, 256, &["ours-1", "wire-1", "rslock-1", "ours-2", "wire-2"], 12, 0.25);
+        add("pairs", nodes, 16, &[&ours[..], &["together-1"], single].concat(), 4, 0.25);
+        add("pairs", nodes, 64, &[&ours[..], &["together-1"], single].concat(), 12, 0.25);
+        add(
+            "pairs",
+            nodes,
+            256,
+            &["ours-1", "wire-1", "together-1", "rslock-1", "ours-2", "wire-2"],
+            12,
+            0.25,
+        );
         let slow: &[&str] = if nodes == 1 { &["redis-py"] } else { &[] };
         add("pairs", nodes, 1, &[&["node-redlock", "pottery", "redlock"], slow].concat(), 3, 0.8);
         add("pairs", nodes, 64, &[&["node-redlock", "pottery"], slow].concat(), 3, 0.8);

@@ -1,6 +1,9 @@
-//! The wire: an upper bound. No client library; the bytes are made beforehand. All tasks step together: one write for each
+//! The wire: what is left without a client library. The bytes are made beforehand. All tasks step together: one write for each
 //! node with the `SET NX PX` of every task, and when each of them has a majority, one write with the compare-and-delete of
 //! every task. It makes no new value for each attempt, keeps no time, and does nothing about failures.
+//!
+//! A compare-and-delete is a script for each task, as in all other libraries; or one script for up to 64 of them, as here. The latter is
+//! the upper bound.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -17,6 +20,14 @@ use crate::work::cpu_us;
 const RELEASE: &str =
     "if redis.call('GET',KEYS[1]) == ARGV[1] then return redis.call('DEL',KEYS[1]) else return 0 end";
 
+const RELEASE_TOGETHER: &str = "\
+local held = redis.call('MGET', unpack(KEYS)) \
+for place, value in ipairs(ARGV) do if held[place] ~= value then return 0 end end \
+return redis.call('DEL', unpack(KEYS))";
+
+/// Tasks whose keys are deleted by one script.
+const MOST_TOGETHER: usize = 64;
+
 /// One connection to one server.
 struct Connection {
     stream: TcpStream,
@@ -27,8 +38,14 @@ struct Connection {
     /// Replies of this batch.
     heard: usize,
     buffer: Box<[u8]>,
-    /// The next byte is the first of a reply.
-    at_begin: bool,
+    line: Line,
+}
+
+/// What has been read of a reply, which is one line.
+#[derive(Default)]
+struct Line {
+    kind: Option<u8>,
+    number: usize,
 }
 
 /// Tasks that step together.
@@ -46,7 +63,8 @@ pub async fn perform(order: &Order) -> Outcome {
     let mut batches = Vec::new();
     for part in 0..parts {
         let tasks = order.tasks / parts + usize::from(part < order.tasks % parts);
-        batches.push(Batch::connect(&order.nodes, part, tasks).await.expect("servers"));
+        let together = if order.of == "wire-together" { MOST_TOGETHER } else { 1 };
+        batches.push(Batch::connect(&order.nodes, part, (tasks, together)).await.expect("servers"));
     }
     let window = order.window();
     let workers: VecDeque<_> = batches.into_iter().map(|batch| tokio::spawn(batch.run(window))).collect();
@@ -65,10 +83,10 @@ pub async fn perform(order: &Order) -> Outcome {
 }
 
 impl Batch {
-    async fn connect(nodes: &[String], part: usize, tasks: usize) -> io::Result<Self> {
+    async fn connect(nodes: &[String], part: usize, (tasks, together): (usize, usize)) -> io::Result<Self> {
         let mut connections = Vec::new();
         for node in nodes {
-            connections.push(Connection::open(node, part, tasks).await?);
+            connections.push(Connection::open(node, part, (tasks, together)).await?);
         }
         Ok(Batch { nodes: connections, tasks, granted: vec![0; tasks] })
     }
@@ -127,25 +145,30 @@ impl Batch {
 }
 
 impl Connection {
-    async fn open(node: &str, part: usize, tasks: usize) -> io::Result<Self> {
+    async fn open(node: &str, part: usize, (tasks, together): (usize, usize)) -> io::Result<Self> {
         let mut stream = TcpStream::connect(node).await?;
         stream.set_nodelay(true)?;
         let mut load = Vec::new();
-        command(&mut load, &["SCRIPT", "LOAD", RELEASE]);
+        command(&mut load, &["SCRIPT", "LOAD", if together == 1 { RELEASE } else { RELEASE_TOGETHER }]);
         stream.write_all(&load).await?;
         // "$40\r\n", the hash, "\r\n"
         let mut reply = [0; 47];
         stream.read_exact(&mut reply).await?;
         let hash = std::str::from_utf8(&reply[5..45]).expect("a hash").to_owned();
         let (mut set, mut release) = (Vec::new(), Vec::new());
-        for task in 0..tasks {
-            let key = format!("wire/{part}/{task}");
-            let value = format!("{:032x}:holder", part * tasks + task);
-            command(&mut set, &["SET", &key, &value, "NX", "PX", "20000"]);
-            command(&mut release, &["EVALSHA", &hash, "1", &key, &value]);
+        let keys: Vec<_> = (0..tasks).map(|task| format!("wire/{part}/{task}")).collect();
+        let values: Vec<_> = (0..tasks).map(|task| format!("{:032x}:holder", part * tasks + task)).collect();
+        for (key, value) in keys.iter().zip(&values) {
+            command(&mut set, &["SET", key, value, "NX", "PX", "20000"]);
         }
-        let buffer = vec![0; 1 << 16].into_boxed_slice();
-        Ok(Connection { stream, set, release, stragglers: 0, heard: 0, buffer, at_begin: true })
+        for (keys, values) in keys.chunks(together).zip(values.chunks(together)) {
+            let number = keys.len().to_string();
+            let begin = ["EVALSHA", &hash, &number].into_iter();
+            let words: Vec<&str> = begin.chain(keys.iter().chain(values).map(String::as_str)).collect();
+            command(&mut release, &words);
+        }
+        let (buffer, line) = (vec![0; 1 << 16].into_boxed_slice(), Line::default());
+        Ok(Connection { stream, set, release, stragglers: 0, heard: 0, buffer, line })
     }
 
     /// Takes in what has come.
@@ -161,22 +184,30 @@ impl Connection {
         Ok(())
     }
 
-    /// Every reply is one line: `+OK` and `:1` grant, `$-1` and `:0` do not.
+    /// Every reply is one line: `+OK` and `:1` grant, `$-1` and `:0` do not, and `:64` is 64 of them.
     fn take_in(&mut self, length: usize, granted: &mut [u8]) {
-        let mut line_begin = self.at_begin;
         for byte in &self.buffer[..length] {
-            if line_begin {
-                if self.stragglers > 0 {
-                    self.stragglers -= 1;
-                } else {
-                    assert_ne!(*byte, b'-', "a server refused");
-                    granted[self.heard] += u8::from(*byte != b'$');
-                    self.heard += 1;
+            match (self.line.kind, *byte) {
+                (None, kind) => self.line.kind = Some(kind),
+                (Some(b':'), digit @ b'0'..=b'9') => {
+                    self.line.number = self.line.number * 10 + usize::from(digit - b'0');
                 }
+                (Some(kind), b'\n') => {
+                    assert_ne!(kind, b'-', "a server refused");
+                    let is_granted = kind == b'+' || self.line.number > 0;
+                    for _ in 0..self.line.number.max(1) {
+                        if self.stragglers > 0 {
+                            self.stragglers -= 1;
+                        } else {
+                            granted[self.heard] += u8::from(is_granted);
+                            self.heard += 1;
+                        }
+                    }
+                    self.line = Line::default();
+                }
+                _ => {}
             }
-            line_begin = *byte == b'\n';
         }
-        self.at_begin = line_begin;
     }
 }
 

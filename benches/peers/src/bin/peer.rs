@@ -13,7 +13,7 @@ fn main() {
         "redlock-quorum" => runtime.block_on(work::perform::<Redlock>(&order, None)),
         "fenced" => runtime.block_on(work::perform::<Fenced>(&order, None)),
         "rslock" => runtime.block_on(work::perform::<Rslock>(&order, None)),
-        "wire" => runtime.block_on(wire::perform(&order)),
+        "wire" | "wire-together" => runtime.block_on(wire::perform(&order)),
         "redlock" => redlock_crate(&order),
         other => panic!("no such library: {other}"),
     };
