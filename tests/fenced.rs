@@ -585,6 +585,14 @@ async fn many_resources_that_nobody_has_used_take_no_more_than_two_round_trips_e
     let calls = scripts().await - before;
     assert!(guards.iter().all(Result::is_ok), "{guards:?}");
     assert!(calls <= mutexes.len() as u64 * 6, "{calls} proposals and fences that were raised");
+
+    // What goes back at once goes together, and is judged by one look at the marker.
+    let before = scripts().await;
+    let releases = promptly(join_all(guards.into_iter().flatten().map(FencedGuard::release))).await;
+    assert!(releases.iter().all(|release| release.proven == Some(true)), "{releases:?}");
+    let is_lock = |standing: &harness::Standing| standing.key.starts_with("redlock:");
+    until("all locks are gone", async || !cluster.keys().await.iter().any(is_lock)).await;
+    assert_eq!(scripts().await - before, 3);
 }
 
 #[tokio::test]

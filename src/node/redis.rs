@@ -36,7 +36,8 @@ use self::resp::Writer;
 use self::tracking::{Watch, Watched};
 use self::voter::Voter;
 use self::wire::{
-    Form, Lists, Read, Replies, decode, decode_together, encode, encode_together, plain_release,
+    Form, Lists, Read, Replies, are_judged_alike, decode, decode_together, encode, encode_together,
+    simple_release,
 };
 use super::owed::Owed;
 use super::{Bell, Facts, FactsFuture, Node, Reply, Watcher};
@@ -202,7 +203,7 @@ impl Job {
 
     /// Whether this is a release that may go out in one call with others.
     fn goes_together(&self) -> bool {
-        self.has_list && !self.is_alone && plain_release(&self.command).is_some()
+        self.has_list && !self.is_alone && simple_release(&self.command).is_some()
     }
 
     /// Whether this releases what the other one, a script, sets or extends.
@@ -648,11 +649,14 @@ impl Actor {
                     let key = job.command.key();
                     let has_lists = self.hearing.messages.lists(link, key) != Lists::Closed;
                     job.has_list = has_lists && job.command.concerns_list();
-                    let is_full = releases.len() == MOST_TOGETHER;
-                    if is_full || releases.iter().any(|release| release.command.key() == key) {
+                    if releases.iter().any(|release| release.command.key() == key) {
                         self.write_releases(link, (&mut releases, since), sent);
                     }
                     if job.goes_together() {
+                        let goes_with = |other: &Job| are_judged_alike(&other.command, &job.command);
+                        if releases.len() == MOST_TOGETHER || !releases.last().is_none_or(goes_with) {
+                            self.write_releases(link, (&mut releases, since), sent);
+                        }
                         releases.push(job);
                         continue;
                     }
@@ -695,9 +699,10 @@ impl Actor {
                 let is_known = jobs.iter().all(|job| job.form == Form::Hashed);
                 let form = if is_known { Form::Hashed } else { Form::Full };
                 let lists = self.hearing.messages.lists(link, first.command.key());
-                let releases =
-                    jobs.iter().map(|job| plain_release(&job.command).expect("only those are put together"));
-                encode_together(releases, form, lists, &mut Writer(link.connection.outgoing()));
+                let process = link.run_id.as_deref().unwrap_or_default();
+                let releases = jobs.iter().map(|job| &job.command);
+                let mut out = Writer(link.connection.outgoing());
+                encode_together(releases, form, (lists, process), &mut out);
                 sent.push_back(Sent::Together(jobs.len()));
             }
         }
@@ -809,7 +814,8 @@ impl Actor {
         sent: &mut VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
-        let mut replies = decode_together(releases, reply);
+        let rules = sent.front().and_then(Sent::job).map_or(Rules::Plain, |job| job.command.rules());
+        let mut replies = decode_together(releases, rules, reply);
         for place in 0..releases {
             let Some(Sent::Job { job, since }) = sent.pop_front() else {
                 unreachable!("the releases stand behind their number")

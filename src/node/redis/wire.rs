@@ -110,10 +110,10 @@ macro_rules! script {
 
 /// A script as the function that another one, its frame, calls.
 macro_rules! framed {
-    ($arguments:literal, $file:literal, $frame:literal) => {
+    ($arguments:literal, [$($inner:expr),+], $frame:literal) => {
         script!(
             concat!("local function carry_out(", $arguments, ")\n"),
-            include_str!($file),
+            $($inner,)+
             "end\n\n",
             include_str!($frame)
         )
@@ -123,14 +123,14 @@ macro_rules! framed {
 /// A script that is carried out by the rules of the strict kinds of locks.
 macro_rules! strictly {
     ($file:literal) => {
-        framed!("KEYS, ARGV, marker", $file, "../lua/strictly.lua")
+        framed!("KEYS, ARGV, marker", [include_str!($file)], "../lua/strictly.lua")
     };
 }
 
 static EXTEND: Script = script!(include_str!("../lua/extend.lua"));
 static RELEASE: Script = script!(include_str!("../lua/release.lua"));
 static ENLIST: Script = script!(include_str!("../lua/enlist.lua"));
-static TOGETHER: Script = framed!("KEYS, ARGV", "../lua/release.lua", "../lua/together.lua");
+static TOGETHER: Script = framed!("KEYS, ARGV", [include_str!("../lua/release.lua")], "../lua/together.lua");
 static INSPECT: Script = script!(include_str!("../lua/inspect.lua"));
 static PROCLAIM: Script = script!(include_str!("../lua/proclaim.lua"));
 static REMOVE: Script = script!(include_str!("../lua/remove.lua"));
@@ -139,9 +139,19 @@ static PROPOSE: Script = strictly!("../lua/propose.lua");
 static RAISE: Script = strictly!("../lua/raise.lua");
 static EXTEND_STRICTLY: Script = strictly!("../lua/extend.lua");
 static RELEASE_STRICTLY: Script = strictly!("../lua/release.lua");
+static TOGETHER_STRICTLY: Script = framed!(
+    "KEYS, ARGV, marker",
+    [
+        "local function carry_out(KEYS, ARGV)\n",
+        include_str!("../lua/release.lua"),
+        "end\n\n",
+        include_str!("../lua/together.lua")
+    ],
+    "../lua/strictly.lua"
+);
 
 /// All scripts, to be loaded on a new connection.
-pub(super) static SCRIPTS: [&Script; 12] = [
+pub(super) static SCRIPTS: [&Script; 13] = [
     &EXTEND,
     &RELEASE,
     &TOGETHER,
@@ -154,6 +164,7 @@ pub(super) static SCRIPTS: [&Script; 12] = [
     &RAISE,
     &EXTEND_STRICTLY,
     &RELEASE_STRICTLY,
+    &TOGETHER_STRICTLY,
 ];
 
 /// How a script is sent.
@@ -304,28 +315,39 @@ pub(super) fn encode(
     }
 }
 
-/// A release that may go together with others: of a key and its value, with nothing more to say.
-pub(super) fn plain_release(command: &Command) -> Option<(&Key, &Value)> {
+/// A release that may go together with others: there is nothing more to say than the key and its value.
+pub(super) fn simple_release(command: &Command) -> Option<(&Key, &Value)> {
     match command {
-        Command::Release { key, value, linger: Ttl::ZERO, wake: Wake::Next, rules: Rules::Plain, .. } => {
-            Some((key, value))
-        }
+        Command::Release { key, value, linger: Ttl::ZERO, wake: Wake::Next, .. } => Some((key, value)),
         _ => None,
     }
 }
 
-/// Appends several releases as one call. The wait lists are open, and no key is named twice.
+/// Whether two simple releases may go together: one marker judges all.
+pub(super) fn are_judged_alike(release: &Command, other: &Command) -> bool {
+    let are_at_one_marker = || release.key().namespace() == other.key().namespace();
+    release.rules() == other.rules() && (release.rules() == Rules::Plain || are_at_one_marker())
+}
+
+/// Appends several simple releases as one call. The wait lists are open, no key is named twice, and all are judged alike.
 pub(super) fn encode_together<'a>(
-    releases: impl ExactSizeIterator<Item = (&'a Key, &'a Value)> + Clone,
+    releases: impl ExactSizeIterator<Item = &'a Command> + Clone,
     form: Form,
-    lists: Lists<'_>,
+    (lists, process): (Lists<'_>, &str),
     out: &mut Writer<'_>,
 ) {
-    TOGETHER.call(form, 2 * releases.len(), 1 + releases.len(), out);
-    releases.clone().for_each(|(key, _)| out.part(key.as_bytes()));
-    releases.clone().for_each(|(key, _)| out.parts(&key.wait_list()));
+    let Some(first) = releases.clone().next() else { return };
+    let judgement = Judgement { rules: first.rules(), process };
+    let (more_keys, more_arguments) = judgement.size();
+    let (keys, arguments) = (2 * releases.len() + more_keys, 1 + releases.len() + more_arguments);
+    judgement.choose(&TOGETHER, &TOGETHER_STRICTLY).call(form, keys, arguments, out);
+    let pairs = releases.map(|release| simple_release(release).expect("only those are put together"));
+    pairs.clone().for_each(|(key, _)| out.part(key.as_bytes()));
+    pairs.clone().for_each(|(key, _)| out.parts(&key.wait_list()));
+    judgement.key(first.key(), out);
     out.part(lists.channel().as_bytes());
-    releases.for_each(|(_, value)| out.part(value.as_bytes()));
+    pairs.for_each(|(_, value)| out.part(value.as_bytes()));
+    judgement.arguments(None, out);
 }
 
 /// Begins a call that is about the marker of a namespace, with the first four arguments.
@@ -382,14 +404,43 @@ pub(super) enum Replies {
 }
 
 /// Reads the reply to so many releases that were sent as one call.
-pub(super) fn decode_together(releases: usize, reply: Wire) -> Replies {
+pub(super) fn decode_together(releases: usize, rules: Rules, reply: Wire) -> Replies {
+    match (rules, reply) {
+        (_, Wire::ServerError(error)) if error.code() == "NOSCRIPT" => Replies::NoScript,
+        (_, Wire::ServerError(_)) => Replies::Refused,
+        (Rules::Plain, reply) => of_each(releases, reply),
+        (Rules::Strict(_), Wire::Array(parts)) => match <[Wire; 2]>::try_from(parts) {
+            Ok([incarnation, reply]) => of_each(releases, reply).judged(&incarnation),
+            Err(_) => NO_REPLIES,
+        },
+        (Rules::Strict(_), _) => NO_REPLIES,
+    }
+}
+
+/// What together.lua says.
+fn of_each(releases: usize, reply: Wire) -> Replies {
     match reply {
         Wire::Int(deleted) if usize::try_from(deleted) == Ok(releases) => Replies::Same(Wire::Int(1)),
         Wire::Array(replies) if replies.len() == releases => Replies::Each(replies),
-        Wire::ServerError(error) if error.code() == "NOSCRIPT" => Replies::NoScript,
-        Wire::ServerError(_) => Replies::Refused,
-        // Which is no reply to any.
-        _ => Replies::Same(Wire::Nil),
+        _ => NO_REPLIES,
+    }
+}
+
+/// Which is no reply to any.
+const NO_REPLIES: Replies = Replies::Same(Wire::Nil);
+
+impl Replies {
+    /// Each as if it had been judged by itself. What went wrong is not judged.
+    fn judged(self, incarnation: &Wire) -> Self {
+        let judged = |reply| match reply {
+            Wire::ServerError(_) => reply,
+            reply => Wire::Array(vec![incarnation.clone(), reply]),
+        };
+        match self {
+            Replies::Same(reply) => Replies::Same(judged(reply)),
+            Replies::Each(replies) => Replies::Each(replies.into_iter().map(judged).collect()),
+            other => other,
+        }
     }
 }
 
@@ -579,12 +630,9 @@ pub(super) mod tests {
     /// What the strict kinds of locks ask.
     fn strict_commands() -> [Command; 6] {
         let (key, value, ttl) = on_the_wire();
-        let pact = Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(5_000));
+        let pact = pact();
         let (fence, nonce, rules) = (Fence::new(33), Nonce(10), Rules::Strict(pact));
-        let mut release = release(Wake::Next);
-        if let Command::Release { rules: by, .. } = &mut release {
-            *by = rules;
-        }
+        let release = release_of(key.clone(), rules);
         [
             Command::Propose { key: key.clone(), value: value.clone(), ttl, fence, pact },
             Command::Raise { key: key.clone(), value: value.clone(), fence, pact },
@@ -593,6 +641,15 @@ pub(super) mod tests {
             Command::Observe { key: key.clone(), nonce, pact, overrules: true },
             Command::Enrol { key, nonce, anew: Nonce(11), floor: fence, pact },
         ]
+    }
+
+    fn pact() -> Pact {
+        Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(5_000))
+    }
+
+    fn release_of(key: Key, rules: Rules) -> Command {
+        let (_, value, _) = on_the_wire();
+        Command::Release { key, value, linger: Ttl::ZERO, owed_for: Duration::ZERO, wake: Wake::Next, rules }
     }
 
     fn release(wake: Wake) -> Command {
@@ -683,31 +740,47 @@ pub(super) mod tests {
 
     #[test]
     fn releases_that_go_together_name_all_locks_before_all_lists() {
-        let releases = ["a", "b"].map(|resource| {
-            let (_, value, _) = on_the_wire();
-            (Key::of_lock("redlock", resource.as_bytes()), value)
-        });
         let value = "00000000000000000000000000000001:w";
-        for (lists, channel) in [(Lists::WokenOn("c"), "c"), (Lists::WakesOthers, "")] {
+        let judged = format!("p {} 5000  ", pact().fingerprint());
+        for (rules, lists, channel, number, marker, rest) in [
+            (Rules::Plain, Lists::WokenOn("c"), "c", 4, "", ""),
+            (Rules::Plain, Lists::WakesOthers, "", 4, "", ""),
+            (Rules::Strict(pact()), Lists::WokenOn("c"), "c", 5, "redlock#node ", &*judged),
+        ] {
+            let releases = [b"a", b"b"].map(|name| release_of(Key::of_lock("redlock", name), rules));
             let mut packed = Vec::new();
-            let pairs = releases.iter().map(|(key, value)| (key, value));
-            encode_together(pairs, Form::Hashed, lists, &mut Writer(&mut packed));
-            let text = in_words(&packed);
-            let expected =
-                format!("4 redlock:a redlock:b redlock#wait:a redlock#wait:b {channel} {value} {value} ");
-            assert_eq!(text.splitn(3, ' ').nth(2), Some(&*expected));
+            encode_together(releases.iter(), Form::Hashed, (lists, "p"), &mut Writer(&mut packed));
+            let keys = "redlock:a redlock:b redlock#wait:a redlock#wait:b";
+            let expected = format!("{number} {keys} {marker}{channel} {value} {value} {rest}");
+            assert_eq!(in_words(&packed).splitn(3, ' ').nth(2), Some(&*expected));
         }
     }
 
     #[test]
     fn only_releases_with_nothing_more_to_say_go_together() {
-        let is_plain = |command: &Command| plain_release(command).is_some();
-        assert!(is_plain(&release(Wake::Next)));
+        let is_simple = |command: &Command| simple_release(command).is_some();
         for other in [release(Wake::Nobody), release(Wake::NobodyYet), lingering(Wake::Next)] {
-            assert!(!is_plain(&other), "{other:?}");
+            assert!(!is_simple(&other), "{other:?}");
         }
-        assert!(!strict_commands().iter().any(is_plain));
-        assert_eq!(commands().iter().filter(|command| is_plain(command)).count(), 1);
+        for all in [&commands()[..], &strict_commands()] {
+            assert_eq!(all.iter().filter(|command| is_simple(command)).count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_another_marker_or_other_rules_judge_does_not_go_together() {
+        let of = |namespace: &str, rules| release_of(Key::of_lock(namespace, b"k"), rules);
+        let other_pact = Pact::of(&["n".into()], Quorum::of(1), Ttl::from_millis(6_000));
+        let (plain, strict, other) = (Rules::Plain, Rules::Strict(pact()), Rules::Strict(other_pact));
+        for (one, another, are_alike) in [
+            (of("a", plain), of("b", plain), true),
+            (of("a", strict), of("a", strict), true),
+            (of("a", strict), of("b", strict), false),
+            (of("a", strict), of("a", plain), false),
+            (of("a", strict), of("a", other), false),
+        ] {
+            assert_eq!(are_judged_alike(&one, &another), are_alike, "{one:?} {another:?}");
+        }
     }
 
     #[test]
@@ -715,20 +788,32 @@ pub(super) mod tests {
         let [code, lost] = ["NOPERM No permissions", "NOSCRIPT No matching script"]
             .map(|text| redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).expect("an error"));
         let mixed = vec![Wire::Int(0), code.clone(), Wire::Int(2)];
-        for (reply, expected) in [
-            (Wire::Int(3), Replies::Same(Wire::Int(1))),
-            (Wire::Array(mixed.clone()), Replies::Each(mixed.clone())),
-            (lost, Replies::NoScript),
-            (code, Replies::Refused),
+        let judged = |reply: &Wire| Wire::Array(vec![Wire::BulkString(vec![b'7'; 32]), reply.clone()]);
+        let each_judged = vec![judged(&mixed[0]), code.clone(), judged(&mixed[2])];
+        let (plain, strict) = (Rules::Plain, Rules::Strict(pact()));
+        for (rules, reply, expected) in [
+            (plain, Wire::Int(3), Replies::Same(Wire::Int(1))),
+            (plain, Wire::Array(mixed.clone()), Replies::Each(mixed.clone())),
+            (plain, lost.clone(), Replies::NoScript),
+            (plain, code.clone(), Replies::Refused),
+            (strict, judged(&Wire::Int(3)), Replies::Same(judged(&Wire::Int(1)))),
+            (strict, judged(&Wire::Array(mixed.clone())), Replies::Each(each_judged)),
+            (strict, lost, Replies::NoScript),
+            (strict, code, Replies::Refused),
         ] {
-            assert_eq!(decode_together(3, reply), expected);
+            assert_eq!(decode_together(3, rules, reply), expected);
         }
         for nonsense in [Wire::Int(1), Wire::Int(-1), Wire::Nil, Wire::Okay, Wire::Array(mixed[1..].to_vec())]
         {
-            let Replies::Same(reply) = decode_together(3, nonsense.clone()) else {
-                panic!("{nonsense:?} says nothing of each")
-            };
-            assert_eq!(decode(&release(Wake::Next), reply), Read::Answer(NONSENSE), "{nonsense:?}");
+            let replies =
+                [(plain, nonsense.clone()), (strict, nonsense.clone()), (strict, judged(&nonsense))];
+            for (rules, reply) in replies {
+                let Replies::Same(reply) = decode_together(3, rules, reply) else {
+                    panic!("{nonsense:?} says nothing of each")
+                };
+                let release = release_of(on_the_wire().0, rules);
+                assert_eq!(decode(&release, reply), Read::Answer(NONSENSE), "{nonsense:?}");
+            }
         }
     }
 
