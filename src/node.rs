@@ -18,7 +18,8 @@ pub use self::redis::alone;
 
 /// One node.
 ///
-/// Commands for one key take effect in the order in which they were submitted, as far as they take effect at all.
+/// Commands take effect in the order in which they were submitted, as far as they take effect at all; but a release may come behind
+/// commands that ask for other locks.
 pub trait Node: Send + Sync + 'static {
     /// Hands over a command. Never blocks and never fails: what goes wrong is an [`Answer::Unknown`] to the reply, which
     /// may come before this returns.

@@ -332,7 +332,8 @@ impl Redlock {
     }
 
     /// Completes when calls that were turned away have sent their roll-back, and the nodes have answered all that was sent
-    /// to them before: on one connection, answers keep the order.
+    /// to them before: on one connection, what only looks comes behind it, and answers keep the order. What a server refuses at first
+    /// comes a second time, with its script or one by one, and maybe a third time, without the wait list.
     async fn answered_so_far(&self) {
         let clock = &self.core.doors.clock;
         tokio::select! {
@@ -340,7 +341,15 @@ impl Redlock {
             () = sleep_until(&**clock, clock.now() + self.core.terms.node_timeout) => {}
         }
         let question = Command::Inspect { key: Key::of_lock(&self.namespace, b"-") };
-        driver::survey(&self.core.doors, &self.core.terms, &question).await;
+        let looks = async {
+            for _ in 0..3 {
+                driver::survey(&self.core.doors, &self.core.terms, &question).await;
+            }
+        };
+        tokio::select! {
+            () = looks => {}
+            () = sleep_until(&**clock, clock.now() + self.core.terms.node_timeout) => {}
+        }
     }
 }
 

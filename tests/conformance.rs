@@ -211,11 +211,13 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
 
 /// Several locks are held, for some of which somebody may wait, and are let go at once.
 fn releases_at_once() -> impl Strategy<Value = Vec<Step>> {
-    let of_each = (value(), ttl(), proptest::bool::weighted(0.9), proptest::bool::weighted(0.2), wake());
+    let lingers = prop_oneof![9 => Just(Ttl::ZERO), 1 => ttl()];
+    let of_each =
+        (value(), ttl(), lingers, proptest::bool::weighted(0.9), proptest::bool::weighted(0.2), wake());
     let together = (subsequence(keys().to_vec(), 2..=3), vec(of_each, 3), any::<bool>(), rules());
     together.prop_map(|(keys, of_each, in_full, rules)| {
         let (mut steps, mut releases) = (Vec::new(), Vec::new());
-        for (key, (value, ttl, is_held, is_awaited, wake)) in keys.into_iter().zip(of_each) {
+        for (key, (value, ttl, linger, is_held, is_awaited, wake)) in keys.into_iter().zip(of_each) {
             if is_held {
                 let command = Command::Acquire { key: key.clone(), value: value.clone(), ttl };
                 steps.push(Step::Act(Act::Ask { in_full, command }));
@@ -226,7 +228,7 @@ fn releases_at_once() -> impl Strategy<Value = Vec<Step>> {
             }
             // Nearly all go together.
             let wake = if is_awaited { wake } else { Wake::Next };
-            let (linger, owed_for) = (Ttl::ZERO, Duration::ZERO);
+            let owed_for = Duration::ZERO;
             releases.push(Command::Release { key, value, linger, owed_for, wake, rules });
         }
         steps.push(Step::Act(Act::ReleaseAtOnce { in_full, releases }));

@@ -11,12 +11,44 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures::future::poll_fn;
-use harness::{Cluster, LONG_TTL, promptly};
+use futures::future::{join_all, poll_fn};
+use harness::proxy::{Proxy, Way};
+use harness::{Cluster, LONG_TTL, over, promptly};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redlock_quorum::{AcquireError, Backoff, Guard, Mutex, ReleaseOutcome};
 use tokio::task::JoinHandle;
+
+/// Where the way to the server is slow, what was sent is carried out much later than it was written. And what is refused together,
+/// since it may not touch one of the keys, is asked for again.
+#[tokio::test]
+async fn when_a_shutdown_returns_the_releases_before_it_are_carried_out() {
+    let cluster = Cluster::start(1).await;
+    let server = &cluster.servers[0];
+    let proxy = Proxy::before(server.port()).await;
+    for story in ["dropped attempts", "dropped guards", "refused together"] {
+        let nodes = over([proxy.address()]).node_timeout(Duration::from_secs(2));
+        let redlock = nodes.connect().await.expect("a node");
+        let mutexes = (0..40).map(|number| redlock.mutex(format!("job-{number}")).ttl(LONG_TTL));
+        let mutexes: Vec<_> = mutexes.collect();
+        proxy.throttle([Way::ToServer], 100_000);
+        if story == "dropped guards" {
+            drop(join_all(mutexes.iter().map(acquired)).await);
+        } else {
+            if story == "refused together" {
+                let some_keys = "~redlock:job-? ~redlock:- ~redlock#*";
+                server.type_in::<()>(&format!("ACL SETUSER default resetkeys {some_keys}")).await;
+            }
+            let attempts = join_all(mutexes.iter().map(Mutex::acquire));
+            assert!(poll_up_to(1, attempts).await.is_none(), "on their way");
+        }
+        promptly(redlock.shutdown(Duration::ZERO)).await;
+        server.type_in::<()>("ACL SETUSER default allkeys").await;
+        let left = cluster.ours().await;
+        assert!(left.is_empty(), "{story}: {left:?}");
+        proxy.heal();
+    }
+}
 
 async fn acquired(mutex: &Mutex) -> Guard {
     promptly(mutex.acquire()).await.expect("free")

@@ -1,6 +1,7 @@
 //! A Redis or Valkey server as a node: a task that owns the one connection to it.
 //!
-//! All commands that have come are sent in one write, in order; the task never waits for an answer before it sends the next.
+//! All commands that have come are sent in one write, nearly in order: of those that ask for locks, and only of those, releases of
+//! others may come behind. The task never waits for an answer before it sends the next.
 //! While the connection is down commands are refused at once, and the connection is tried again after every kind of error, for
 //! ever. Nothing is sent twice, with three exceptions: a release that was not answered is sent first when the connection is
 //! back, what a server refused for want of a script is sent again with the script, and releases that it refused together are sent
@@ -204,6 +205,17 @@ impl Job {
     /// Whether this is a release that may go out in one call with others.
     fn goes_together(&self) -> bool {
         self.has_list && !self.is_alone && simple_release(&self.command).is_some()
+    }
+
+    /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
+    fn may_come_before_releases(&self) -> bool {
+        matches!(
+            self.command,
+            Command::Acquire { .. }
+                | Command::Extend { .. }
+                | Command::Propose { .. }
+                | Command::Raise { .. }
+        )
     }
 
     /// Whether this releases what the other one, a script, sets or extends.
@@ -630,7 +642,7 @@ impl Actor {
         Ok(reason)
     }
 
-    /// Hands what waits over to the connection: in order, as far as it concerns the same key. Releases go last, and together.
+    /// Hands what waits over to the connection. Releases go together, behind what asks for other locks.
     fn write(&mut self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
         if waiting.is_empty() {
             return;
@@ -649,10 +661,12 @@ impl Actor {
                     let key = job.command.key();
                     let has_lists = self.hearing.messages.lists(link, key) != Lists::Closed;
                     job.has_list = has_lists && job.command.concerns_list();
-                    if releases.iter().any(|release| release.command.key() == key) {
+                    let goes_together = job.goes_together();
+                    let keeps_its_place = !goes_together && !job.may_come_before_releases();
+                    if keeps_its_place || releases.iter().any(|release| release.command.key() == key) {
                         self.write_releases(link, (&mut releases, since), sent);
                     }
-                    if job.goes_together() {
+                    if goes_together {
                         let goes_with = |other: &Job| are_judged_alike(&other.command, &job.command);
                         if releases.len() == MOST_TOGETHER || !releases.last().is_none_or(goes_with) {
                             self.write_releases(link, (&mut releases, since), sent);
@@ -762,8 +776,8 @@ impl Actor {
         handed_out
     }
 
-    /// Answers one command. One that the server refused for want of a script comes back, to be sent in full, unless a release
-    /// that was `sent` behind it would then come before it. A release that was refused is still owed.
+    /// Answers one command. One that the server refused for want of a script comes back, to be sent in full, unless that it was, or a
+    /// release that was `sent` behind it would then come before it. A release that was refused is still owed.
     ///
     /// What is heard before the node votes counts for nothing: it is this connection that tells whose answers they are.
     fn take_in(
@@ -794,7 +808,8 @@ impl Actor {
                 });
             }
             Read::NoScript => {
-                if sent.iter().filter_map(Sent::job).any(|other| other.releases(&job)) {
+                let is_released = || sent.iter().filter_map(Sent::job).any(|other| other.releases(&job));
+                if job.form == Form::Full || is_released() {
                     self.fail_job(job, since, Unknown::Refused(Refusal::Other));
                 } else {
                     job.form = Form::Full;
@@ -804,8 +819,7 @@ impl Actor {
         }
     }
 
-    /// Answers several releases, as each would have been by itself. Where they were refused together nothing was done, or a part
-    /// that can be done again.
+    /// Answers several releases, as each would have been by itself. Where they were refused together each is asked for by itself.
     fn take_in_together(
         &mut self,
         link: &mut Link,
@@ -823,8 +837,10 @@ impl Actor {
             let reply = match &mut replies {
                 Replies::Same(reply) => reply.clone(),
                 Replies::Each(replies) => std::mem::replace(&mut replies[place], Wire::Nil),
+                // The script was there: whoever says so does not know what it was sent.
                 Replies::NoScript => {
-                    handed_out.again.push(Errand::Job(Job { form: Form::Full, ..job }));
+                    let is_alone = job.form == Form::Full;
+                    handed_out.again.push(Errand::Job(Job { form: Form::Full, is_alone, ..job }));
                     continue;
                 }
                 Replies::Refused => {
