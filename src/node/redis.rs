@@ -48,7 +48,7 @@ use crate::clock::{Clock, sleep_until};
 #[cfg(feature = "sim")]
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Standing};
-use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter, Wake};
 use crate::protocol::marker::Rules;
 use crate::protocol::round::RoundId;
 #[cfg(feature = "sim")]
@@ -371,7 +371,8 @@ struct Actor {
     hearing: Hearing,
     /// The client has no other.
     is_only_node: bool,
-    /// Others run on other threads meanwhile. On a single one they have run before, and sent what they had to send.
+    /// Others run on other threads meanwhile. On a single one they have run before, and sent what they had to send, but for whoever
+    /// a lock was handed over to.
     has_company: bool,
     /// No handle is left: no more commands will come.
     abandoned: bool,
@@ -560,14 +561,16 @@ impl Actor {
         }
 
         let reason = loop {
-            if std::mem::take(&mut others_first) {
+            while std::mem::take(&mut others_first) {
                 // Those who are about to send more come first, so that it all goes out in one write.
                 yield_once().await;
+                let known = waiting.len();
                 while waiting.len() < MOST_COMMANDS
                     && let Ok(errand) = self.inbox.try_recv()
                 {
                     waiting.push(errand);
                 }
+                others_first = waiting[known..].iter().any(Errand::hands_over);
             }
             if waiting.is_empty() && to_ask > 0 {
                 waiting.extend(self.owed_errands(to_ask.min(MOST_COMMANDS)));
@@ -619,7 +622,7 @@ impl Actor {
                 }
                 received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !self.abandoned => {
                     self.abandoned = received == 0;
-                    others_first = self.has_company;
+                    others_first = self.has_company || waiting.iter().any(Errand::hands_over);
                 }
                 () = &mut alarm, if alarm_is_set => {
                     if sent.is_empty() && !link.connection.is_behind() {
@@ -913,6 +916,11 @@ impl Sent {
 }
 
 impl Errand {
+    /// Whether this is the release of a holder behind which another one of this client comes right away.
+    fn hands_over(&self) -> bool {
+        self.job().is_some_and(|job| matches!(job.command, Command::Release { wake: Wake::NobodyYet, .. }))
+    }
+
     fn job(&self) -> Option<&Job> {
         match self {
             Errand::Job(job) => Some(job),
