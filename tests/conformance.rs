@@ -83,13 +83,9 @@ fn a_server_goes_by_the_clock_that_it_is_shown() {
         clock.run_at(2 * TRUE_RATE);
         let (before, started) = (clock.now(), std::time::Instant::now());
         until("it has run for a while", async || started.elapsed() >= Duration::from_millis(100)).await;
-        // A Valkey reads the clock once in a millisecond, and guesses between; so it may be wrong, but not every time.
-        until("they agree", async || {
-            let (early, seen, late) = (clock.now(), time_of(&mut asked.clone()).await, clock.now());
-            let guessed = Duration::from_millis(1);
-            early <= seen + guessed && seen <= late + guessed
-        })
-        .await;
+        let (early, seen, late) = (clock.now(), time_of(&mut asked).await, clock.now());
+        let micro = Duration::from_micros(1);
+        assert!(early <= seen + micro && seen <= late, "{early:?}, {seen:?}, {late:?}");
         let took = started.elapsed();
         assert!(clock.now() - before >= 2 * took, "it runs at twice the rate");
     });
@@ -328,24 +324,16 @@ fn nonce() -> impl Strategy<Value = Nonce> {
     select(vec![Nonce(1), Nonce(2), Nonce(u128::MAX)])
 }
 
-/// Few, and those about as far ahead of the server's clock as it lets a proposal be: seconds apart for one that guesses the time, which
-/// may take it for later than it is; a Redis is exact to the microsecond.
+/// Few, and those about as far ahead of the server's clock as it lets a proposal be, to the microsecond.
 fn fence() -> impl Strategy<Value = Fence> {
     let bound = (START + FURTHEST_AHEAD).as_micros() as u64;
-    let finest = if guesses_the_time() { 7_000_000 } else { 1 };
     let numbers = prop_oneof![
         6 => 0..6u64,
-        1 => (0..3u64).prop_map(move |parts| bound + parts * finest + finest / 2),
-        2 => (0..30u64).prop_map(move |millis| bound + millis * finest.max(1_000) + finest / 2),
+        1 => (0..3u64).prop_map(move |micros| bound + micros),
+        2 => (0..30u64).prop_map(move |millis| bound + millis * 1_000),
         1 => Just((1 << 53) - 1),
     ];
     numbers.prop_map(Fence::new)
-}
-
-/// A Valkey reads the clock once in a while, and goes on by another one until the next time: by more than a millisecond on a machine
-/// that is busy.
-fn guesses_the_time() -> bool {
-    std::env::var_os("REDLOCK_TEST_SERVER").is_some()
 }
 
 fn wake() -> impl Strategy<Value = Wake> {
@@ -581,10 +569,6 @@ impl<'a> Rig<'a> {
                 // They happen at one moment if the clock stands still; else it cannot be told when each happened.
                 Step::Act(Act::ReleaseAtOnce { .. }) if matches!(self.time, Time::Runs) => {}
                 Step::Act(act) => {
-                    // Who begins to wait later shall not be taken for having waited longer.
-                    if guesses_the_time() && matches!(act, Act::Ask { command: Command::Enlist { .. }, .. }) {
-                        self.wait(20).await;
-                    }
                     if !self.compare(act, &mut possible, played).await? {
                         played.given_up += 1;
                         return Ok(());

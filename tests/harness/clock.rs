@@ -95,8 +95,7 @@ impl Clock {
         self.change(|line| line.rate = millionths);
     }
 
-    /// Waits until a server has seen the last change. A Valkey counts on from an earlier reading for up to a millisecond.
-    /// Only for a clock that stands still, at a whole millisecond.
+    /// Waits until a server has seen the last change. Only for a clock that stands still, at a whole millisecond.
     pub async fn is_seen_by(&self, server: &mut MultiplexedConnection) {
         let shown = self.now().as_millis();
         promptly(async { while time_of(server).await.as_millis() != shown {} }).await;
