@@ -155,10 +155,9 @@ impl Server {
             tokio::time::sleep(POLL).await;
         }
         if let Some(line) = LEAST_RIGHTS.as_ref() {
-            self.type_in::<()>(line).await;
-            if self.arguments.iter().any(|argument| argument == NO_TRACKING) {
-                self.type_in::<()>(&format!("ACL SETUSER locks {NO_TRACKING}")).await;
-            }
+            let is_silent = self.arguments.iter().any(|argument| argument == NO_TRACKING);
+            // At once: a client that logs in between two lines would be told of changed keys all the same.
+            self.type_in::<()>(&format!("{line} {}", if is_silent { NO_TRACKING } else { "" })).await;
         }
         true
     }
