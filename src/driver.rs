@@ -4,7 +4,7 @@
 //! There is no task for it. The caller's future waits for the verdict; if it is dropped, it feeds the release itself.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
@@ -14,7 +14,6 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::by_key::ByKey;
 use crate::clock::{Clock, sleep_until};
 use crate::entropy::Entropy;
 use crate::keeper::Keeper;
@@ -60,7 +59,7 @@ impl Drop for Doors {
 
 /// The claims that are on wait lists, by what they wait for: one for a resource, since the others wait in the local queue.
 #[derive(Default)]
-pub(crate) struct Sleepers(Mutex<ByKey<Weak<Live>>>);
+pub(crate) struct Sleepers(Mutex<HashMap<Key, Weak<Live>>>);
 
 impl Sleepers {
     fn enter(&self, live: &Arc<Live>) {

@@ -47,7 +47,6 @@
 #![forbid(unsafe_code)]
 
 mod builder;
-mod by_key;
 mod diagnose;
 mod driver;
 mod election;

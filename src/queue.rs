@@ -4,14 +4,13 @@
 //! A holder that is done hands over to the next one here without a word to the other clients, but not for ever if others
 //! wait; and one that has just called another client lets it pass before it comes back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::by_key::ByKey;
 use crate::protocol::command::Key;
 use crate::protocol::time::Instant;
 use crate::sync::lock;
@@ -35,7 +34,7 @@ pub(crate) struct Places {
 
 #[derive(Default)]
 struct Turns {
-    turns: ByKey<Arc<Turn>>,
+    turns: HashMap<Key, Arc<Turn>>,
     /// Resources that nobody is at any more, for which others were woken, and until when that matters.
     courtesies: VecDeque<(Key, Instant)>,
 }

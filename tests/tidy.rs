@@ -11,7 +11,7 @@ const LAYERS: [(&str, &[&str], &[&str]); 4] = [
     (
         "doors",
         &["node", "node.rs", "clock.rs", "entropy.rs"],
-        &["protocol", "node", "clock", "entropy", "by_key", "sync"],
+        &["protocol", "node", "clock", "entropy", "sync"],
     ),
     ("simulator", &["sim", "sim.rs"], &["sim", "node", "entropy", "protocol"]),
     (
@@ -27,14 +27,13 @@ const LAYERS: [(&str, &[&str], &[&str]); 4] = [
             "queue",
             "registrar",
             "switchboard",
-            "by_key",
             "sync",
         ],
     ),
 ];
 
 /// What a pure protocol cannot contain: waiting, the world, chance, logging, and orders that change from run to run.
-const IMPURE: [&str; 16] = [
+const IMPURE: [&str; 17] = [
     "tokio",
     "futures",
     "redis::",
@@ -46,6 +45,7 @@ const IMPURE: [&str; 16] = [
     "SystemTime",
     "HashMap",
     "HashSet",
+    "RandomState",
     "async ",
     ".await",
     "f32",

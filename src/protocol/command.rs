@@ -4,8 +4,8 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::fence::Fence;
@@ -54,13 +54,7 @@ struct Name {
     bytes: Box<[u8]>,
     /// How many of the bytes are the namespace.
     namespace: usize,
-    /// Of the bytes: made once, since a key is looked up several times for each lock.
-    digest: u64,
 }
-
-/// Another one in each process: whoever chooses the names of resources must not be able to choose many with one digest. Nothing is
-/// decided by it, and nothing walked in its order.
-static DIGESTS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Key {
     /// The lock key of a resource: `{namespace}:{resource}`, or the bare resource in the empty namespace.
@@ -77,18 +71,12 @@ impl Key {
     }
 
     fn named(bytes: Box<[u8]>, namespace: usize) -> Self {
-        let digest = DIGESTS.hash_one(&bytes);
-        Key(Arc::new(Name { bytes, namespace, digest }))
+        Key(Arc::new(Name { bytes, namespace }))
     }
 
     /// The bytes on the wire.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.bytes
-    }
-
-    /// A number of which two keys that are the same have the same, and others hardly ever. Different in each process.
-    pub fn digest(&self) -> u64 {
-        self.0.digest
     }
 
     /// The bytes of the namespace.
@@ -138,8 +126,7 @@ impl Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        let are_one = || Arc::ptr_eq(&self.0, &other.0) || self.0.bytes == other.0.bytes;
-        self.digest() == other.digest() && are_one()
+        Arc::ptr_eq(&self.0, &other.0) || self.0.bytes == other.0.bytes
     }
 }
 
@@ -159,7 +146,7 @@ impl Ord for Key {
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write_u64(self.digest());
+        self.0.bytes.hash(hasher);
     }
 }
 
