@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -59,7 +60,7 @@ impl Drop for Doors {
 
 /// The claims that are on wait lists, by what they wait for: one for a resource, since the others wait in the local queue.
 #[derive(Default)]
-pub(crate) struct Sleepers(Mutex<HashMap<Key, Weak<Live>>>);
+pub(crate) struct Sleepers(Mutex<HashMap<Key, Weak<Live>, RandomState>>);
 
 impl Sleepers {
     fn enter(&self, live: &Arc<Live>) {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::protocol::command::Key;
@@ -34,7 +35,7 @@ pub(crate) struct Places {
 
 #[derive(Default)]
 struct Turns {
-    turns: HashMap<Key, Arc<Turn>>,
+    turns: HashMap<Key, Arc<Turn>, RandomState>,
     /// Resources that nobody is at any more, for which others were woken, and until when that matters.
     courtesies: VecDeque<(Key, Instant)>,
 }

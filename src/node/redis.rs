@@ -18,12 +18,14 @@ mod tracking;
 mod voter;
 mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
 use std::time::Duration;
+use std::vec;
 
+use foldhash::fast::RandomState;
 use redis::{Cmd, PushInfo, Value as Wire};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -268,7 +270,7 @@ impl RedisNode {
             identities,
             voter: Voter::new(admission),
             inbox,
-            releases: Vec::new(),
+            releases: Gathered::default(),
             owed,
             hearing: Hearing { watched: watched.clone(), messages },
             is_only_node,
@@ -366,7 +368,7 @@ struct Actor {
     voter: Voter,
     inbox: mpsc::UnboundedReceiver<Errand>,
     /// Room for those that are about to go out together.
-    releases: Vec<Job>,
+    releases: Gathered,
     owed: Owed,
     hearing: Hearing,
     /// The client has no other.
@@ -381,6 +383,26 @@ struct Actor {
     warned_of: Option<String>,
     /// Strict locks are asked for even where the server may evict them.
     may_evict: bool,
+}
+
+/// Releases that are about to go out together, each of another lock.
+#[derive(Default)]
+struct Gathered {
+    jobs: Vec<Job>,
+    /// Of which locks: asked for each command that goes before them.
+    keys: HashSet<Key, RandomState>,
+}
+
+impl Gathered {
+    fn push(&mut self, job: Job) {
+        self.keys.insert(job.command.key().clone());
+        self.jobs.push(job);
+    }
+
+    fn drain(&mut self) -> vec::Drain<'_, Job> {
+        self.keys.clear();
+        self.jobs.drain(..)
+    }
 }
 
 /// What was sent and is not answered, in the order in which the answers will come.
@@ -666,12 +688,13 @@ impl Actor {
                     job.has_list = has_lists && job.command.concerns_list();
                     let goes_together = job.goes_together();
                     let keeps_its_place = !goes_together && !job.may_come_before_releases();
-                    if keeps_its_place || releases.iter().any(|release| release.command.key() == key) {
+                    if keeps_its_place || releases.keys.contains(key) {
                         self.write_releases(link, (&mut releases, since), sent);
                     }
                     if goes_together {
                         let goes_with = |other: &Job| are_judged_alike(&other.command, &job.command);
-                        if releases.len() == MOST_TOGETHER || !releases.last().is_none_or(goes_with) {
+                        if releases.jobs.len() == MOST_TOGETHER || !releases.jobs.last().is_none_or(goes_with)
+                        {
                             self.write_releases(link, (&mut releases, since), sent);
                         }
                         releases.push(job);
@@ -706,9 +729,10 @@ impl Actor {
     fn write_releases(
         &self,
         link: &mut Link,
-        (jobs, since): (&mut Vec<Job>, Instant),
+        (releases, since): (&mut Gathered, Instant),
         sent: &mut VecDeque<Sent>,
     ) {
+        let jobs = &releases.jobs;
         match &jobs[..] {
             [] => return,
             [job] => self.write_job(link, job, job.form),
@@ -717,13 +741,13 @@ impl Actor {
                 let form = if is_known { Form::Hashed } else { Form::Full };
                 let lists = self.hearing.messages.lists(link, first.command.key());
                 let process = link.run_id.as_deref().unwrap_or_default();
-                let releases = jobs.iter().map(|job| &job.command);
+                let commands = jobs.iter().map(|job| &job.command);
                 let mut out = Writer(link.connection.outgoing());
-                encode_together(releases, form, (lists, process), &mut out);
+                encode_together(commands, form, (lists, process), &mut out);
                 sent.push_back(Sent::Together(jobs.len()));
             }
         }
-        sent.extend(jobs.drain(..).map(|job| Sent::Job { job, since }));
+        sent.extend(releases.drain().map(|job| Sent::Job { job, since }));
     }
 
     /// Why the server is not asked at all.
