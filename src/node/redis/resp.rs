@@ -83,6 +83,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<(Wire, usize)>, NoReply> {
         [b'_', b'\r', b'\n', ..] => Some((Wire::Nil, 3)),
         [b'$', b'-', b'1', b'\r', b'\n', ..] => Some((Wire::Nil, 5)),
         [b':', digit @ b'0'..=b'9', b'\r', b'\n', ..] => Some((Wire::Int((digit - b'0').into()), 4)),
+        [b':', tens @ b'0'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            Some((Wire::Int((10 * (tens - b'0') + (ones - b'0')).into()), 5))
+        }
         [b':', b'-', b'1', b'\r', b'\n', ..] => Some((Wire::Int(-1), 5)),
         _ => None,
     };
@@ -197,6 +200,7 @@ mod tests {
             ("+OK\r\n", Wire::Okay),
             ("+PONG\r\n", Wire::SimpleString("PONG".to_owned())),
             (":0\r\n", Wire::Int(0)),
+            (":64\r\n", Wire::Int(64)),
             (":-1\r\n", Wire::Int(-1)),
             (":4711\r\n", Wire::Int(4711)),
             ("$-1\r\n", Wire::Nil),
