@@ -825,6 +825,7 @@ pub(super) mod tests {
             (&RELEASE_STRICTLY, &RELEASE, strictly, "KEYS, ARGV, marker"),
             (&EXTEND_STRICTLY, &EXTEND, strictly, "KEYS, ARGV, marker"),
             (&TOGETHER, &RELEASE, together, "KEYS, ARGV"),
+            (&TOGETHER_STRICTLY, &TOGETHER, strictly, "KEYS, ARGV, marker"),
         ] {
             let inner = script.text.strip_suffix(frame).expect("the frame comes last");
             assert_eq!(inner, format!("local function carry_out({arguments})\n{}end\n\n", body.text));
