@@ -23,7 +23,6 @@ use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
 use std::time::Duration;
-use std::vec;
 
 use foldhash::fast::RandomState;
 use redis::{Cmd, PushInfo, Value as Wire};
@@ -399,7 +398,7 @@ impl Gathered {
         self.jobs.push(job);
     }
 
-    fn drain(&mut self) -> vec::Drain<'_, Job> {
+    fn drain(&mut self) -> impl Iterator<Item = Job> {
         self.keys.clear();
         self.jobs.drain(..)
     }
@@ -855,8 +854,8 @@ impl Actor {
         sent: &mut VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
-        let rules = sent.front().and_then(Sent::job).map_or(Rules::Plain, |job| job.command.rules());
-        let mut replies = decode_together(releases, rules, reply);
+        let first = sent.front().and_then(Sent::job).expect("the releases stand behind their number");
+        let mut replies = decode_together(releases, first.command.rules(), reply);
         for place in 0..releases {
             let Some(Sent::Job { job, since }) = sent.pop_front() else {
                 unreachable!("the releases stand behind their number")

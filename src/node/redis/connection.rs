@@ -56,7 +56,7 @@ impl Connection {
     }
 
     /// Whether there may be replies that are read and not taken out.
-    pub(super) fn has_more(&self) -> bool {
+    fn has_more(&self) -> bool {
         self.has_more && self.begin < self.end
     }
 
