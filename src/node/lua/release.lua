@@ -38,8 +38,13 @@ if not KEYS[2] then
   return result
 end
 
+-- Taking the first one off an empty list would cost more than asking whether there is one.
+if redis.pcall('EXISTS', KEYS[2]) ~= 1 then
+  return result
+end
+
 if mode == 'peek' then
-  return redis.pcall('EXISTS', KEYS[2]) == 1 and result == 1 and 2 or result
+  return result * 2
 end
 
 for _ = 1, 16 do
