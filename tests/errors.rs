@@ -4,11 +4,17 @@
 
 mod harness;
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use futures::future::join_all;
 use harness::proxy::{Proxy, Way};
 use harness::{Cluster, LONG_TTL, PROMPT, Server, promptly, soon, until};
+use redlock_quorum::RestartProtection::Off;
 use redlock_quorum::{AcquireError, ConnectError, Guard, Redlock, RedlockBuilder, ReleaseOutcome};
 
 const KEY: &str = "redlock:job";
@@ -484,4 +490,60 @@ async fn releases_that_are_refused_are_not_asked_for_in_a_storm() {
 
     type_into(&cluster.servers, &["ACL SETUSER default +eval +evalsha"]).await;
     cluster.assert_nothing_left().await;
+}
+
+/// Something between client and server may answer by itself, that a script is not there, even if it was sent. Nobody is asked for
+/// ever: a release that went out by itself is sent twice, and those that went out together twice so, and once each by itself.
+#[tokio::test]
+async fn a_script_that_is_never_there_is_not_sent_for_ever() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let scripts = Arc::new(AtomicUsize::new(0));
+    let counted = scripts.clone();
+    thread::spawn(move || lack_every_script(&listener, &counted));
+    // What is owed is asked for again after a node timeout: long after this test.
+    let builder =
+        Redlock::builder().nodes([address]).restart_protection(Off).ttl(PROMPT * 4).node_timeout(PROMPT);
+    let redlock = promptly(builder.connect()).await.expect("it says something");
+    for (locks, most) in [(1, 2), (8, 2 + 8)] {
+        let guards = join_all((0..locks).map(|job| {
+            let mutex = redlock.mutex(format!("job-{job}"));
+            async move { promptly(mutex.acquire()).await.expect("free") }
+        }))
+        .await;
+        let before = scripts.load(Ordering::Relaxed);
+        for release in join_all(guards.into_iter().map(|guard| promptly(guard.release()))).await {
+            assert!(release.report.nodes()[0].in_words().contains("server error"), "{:#}", release.report);
+        }
+        assert_eq!(scripts.load(Ordering::Relaxed) - before, most, "for {locks} locks");
+    }
+}
+
+/// Does whatever it is told, it says, but for scripts. Goes on until the process ends.
+fn lack_every_script(listener: &TcpListener, scripts: &AtomicUsize) {
+    thread::scope(|connections| {
+        for stream in listener.incoming() {
+            connections.spawn(|| answer(&stream.expect("a connection"), scripts));
+        }
+    });
+}
+
+fn answer(mut stream: &TcpStream, scripts: &AtomicUsize) {
+    stream.set_nodelay(true).expect("a connection");
+    let mut parser = redis::Parser::new();
+    while let Ok(redis::Value::Array(command)) = parser.parse_value(stream) {
+        let redis::Value::BulkString(name) = &command[0] else { panic!("no command: {command:?}") };
+        let reply: &[u8] = match &name[..] {
+            b"EVAL" | b"EVALSHA" => {
+                // What only looks at a key has nothing behind it.
+                let gives_back = command.len() > 4;
+                scripts.fetch_add(usize::from(gives_back), Ordering::Relaxed);
+                b"-NOSCRIPT No matching script\r\n"
+            }
+            _ => b"+OK\r\n",
+        };
+        if stream.write_all(reply).is_err() {
+            return;
+        }
+    }
 }
