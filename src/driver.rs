@@ -398,11 +398,11 @@ impl Live {
     }
 
     /// Sees to it that the keeper wakes the claim when it is due. Most claims are over before the moment for which that was first
-    /// asked, so an alarm that comes early enough is left as it is; but one that is held for long is not woken in vain.
+    /// asked, so an alarm that comes early enough is left as it is.
     fn set_alarm(self: &Arc<Self>, stage: &mut Stage, now: Instant) {
         let due = stage.due();
         let alarm = match stage.alarm {
-            Some(alarm) if now < alarm && alarm <= due && stage.watching != Watching::Yes => Some(alarm),
+            Some(alarm) if now < alarm && alarm <= due => Some(alarm),
             _ => Some(due),
         };
         let alarm = alarm.filter(|_| due < Instant::NEVER || self.is_held());
