@@ -44,12 +44,6 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    /// Whether the keeper wakes claims for as long as the caller is woken at all.
-    fn keeper_runs_with_the_caller(&self) -> bool {
-        let is_here = Handle::try_current().is_ok_and(|here| here.id() == self.runtime.id());
-        is_here && !self.keeper.has_stopped()
-    }
-
     /// A holder handed over, and nobody took it up.
     fn wake_another(&self, key: &Key) {
         for node in &self.nodes {
@@ -110,8 +104,6 @@ pub(crate) struct Live {
     wake_at: AtomicU64,
     /// Lost, released, or given up.
     ended: AtomicBool,
-    /// Somebody has the lock in hand, be it lost.
-    is_held: AtomicBool,
     results: Mutex<Results>,
     told: Notify,
     tickets: AtomicU64,
@@ -160,8 +152,8 @@ struct Stage {
     sleeps: bool,
     /// Its holder is done.
     let_go: bool,
-    /// When the keeper wakes this claim. Never after it is due, and maybe before: then it is set anew.
-    alarm: Option<Instant>,
+    /// When the keeper wakes this claim; `None` while its caller does.
+    kept: Option<Instant>,
     watching: Watching,
 }
 
@@ -221,14 +213,13 @@ impl Live {
             valid_until: AtomicU64::new(0),
             wake_at: AtomicU64::new(0),
             ended: AtomicBool::new(false),
-            is_held: AtomicBool::new(false),
             stage: Mutex::new(Stage {
                 claim,
                 debt,
                 place: Some(place),
                 sleeps: false,
                 let_go: false,
-                alarm: None,
+                kept: None,
                 watching: Watching::No,
             }),
             results: Mutex::default(),
@@ -356,11 +347,11 @@ impl Live {
                 place => *place = None,
             }
         }
-        if phase == Phase::Over && self.is_held.swap(false, Ordering::AcqRel) {
-            self.doors.keeper.let_go();
-        }
         self.watch(stage, now);
-        self.set_alarm(stage, now);
+        if let Some(kept) = stage.kept {
+            stage.kept = (phase != Phase::Over).then_some(stage.due());
+            self.doors.keeper.reschedule(self, Some(kept), stage.kept);
+        }
         let just_ended = phase >= Phase::Lost && !self.ended.load(Ordering::Relaxed);
         if just_ended {
             self.ended.store(true, Ordering::Release);
@@ -397,27 +388,13 @@ impl Live {
         }
     }
 
-    /// Sees to it that the keeper wakes the claim when it is due. Most claims are over before the moment for which that was first
-    /// asked, so an alarm that comes early enough is left as it is.
-    fn set_alarm(self: &Arc<Self>, stage: &mut Stage, now: Instant) {
-        let due = stage.due();
-        let alarm = match stage.alarm {
-            Some(alarm) if now < alarm && alarm <= due => Some(alarm),
-            _ => Some(due),
-        };
-        let alarm = alarm.filter(|_| due < Instant::NEVER || self.is_held());
-        let former = std::mem::replace(&mut stage.alarm, alarm);
-        self.doors.keeper.set_alarm(self, former, alarm);
-    }
-
-    /// The caller has the lock in hand. It is watched from now on, and a shutdown waits for it.
+    /// From now on the keeper wakes this claim: it renews it, and notices its end.
     fn keep(self: &Arc<Self>, now: Instant) {
         self.on_stage(|stage| {
-            if stage.claim.phase() != Phase::Over {
+            if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
                 stage.watching = Watching::At(now + WATCH_AFTER);
-                self.is_held.store(true, Ordering::Release);
-                self.doors.keeper.hold();
-                self.set_alarm(stage, now);
+                stage.kept = Some(stage.due());
+                self.doors.keeper.reschedule(self, None, stage.kept);
             }
         });
     }
@@ -457,17 +434,8 @@ impl Live {
         self.ended.load(Ordering::Acquire)
     }
 
-    pub(crate) fn is_held(&self) -> bool {
-        self.is_held.load(Ordering::Acquire)
-    }
-
     pub(crate) fn told(&self) -> Notified<'_> {
         self.told.notified()
-    }
-
-    /// Those who wait for the claim look again.
-    pub(crate) fn look_again(&self) {
-        self.told.notify_waiters();
     }
 
     /// The fence that was won with the lock, if it is of a kind that has one.
@@ -492,18 +460,13 @@ impl Live {
         self.on_stage(|stage| stage.claim.last_answers())
     }
 
-    /// Waits until `look` finds something. Where the keeper may stand still while this goes on, on another runtime, the claim is
-    /// woken from here, too.
+    /// Waits until `look` finds something, waking the claim when it wants to be woken.
     async fn wait_for<T>(self: &Arc<Self>, mut look: impl FnMut(&mut Results) -> Option<T>) -> T {
         loop {
             // Registered before looking, so that nothing told in between is missed.
             let told = self.told.notified();
             if let Some(found) = look(&mut lock(&self.results)) {
                 return found;
-            }
-            if self.doors.keeper_runs_with_the_caller() {
-                told.await;
-                continue;
             }
             let wake_at = Instant::from_nanos(self.wake_at.load(Ordering::Acquire));
             tokio::select! {

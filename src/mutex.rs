@@ -557,36 +557,6 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_keeper_forgets_what_is_over() {
-        let nodes = MemoryNodes::new(3);
-        let (redlock, others) = (nodes.redlock(), nodes.redlock());
-        let kept = || redlock.mutex("").core.doors.keeper.len();
-        let guard = redlock.mutex("released").acquire().await.expect("free");
-        assert_eq!(kept(), 1);
-        guard.release().await.ok().expect("held until now");
-        assert_eq!(kept(), 0);
-        drop(redlock.mutex("dropped").acquire().await.expect("free"));
-        let held = others.mutex("held").acquire().await.expect("free");
-        assert!(redlock.mutex("held").try_acquire().await.expect("all answer").is_none());
-        let held_by_another = redlock.mutex("held");
-        let mut waiting = Box::pin(held_by_another.acquire());
-        assert!((&mut waiting).now_or_never().is_none());
-        all_run().await;
-        assert_eq!(kept(), 1, "it waits");
-        drop(waiting);
-        assert_eq!(kept(), 0);
-
-        // Nobody answers any more: not for ever, either.
-        let lost = redlock.mutex("lost").acquire().await.expect("free");
-        (0..3).for_each(|node| nodes.stall(node));
-        drop(lost);
-        assert_eq!(kept(), 1);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(kept(), 0);
-        drop(held);
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn a_wait_ends_in_the_local_queue_when_it_said_so() {
         const WAIT: Duration = Duration::from_millis(300);
         let mutex = MemoryNodes::new(3).redlock().mutex("a");

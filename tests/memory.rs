@@ -4,19 +4,14 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::join_all;
 use redlock_quorum::{
     AcquireError, Backoff, FaultKind, FaultPlan, Faults, MemoryNodes, Partition, Redlock, ReleaseOutcome,
     Renewal, RunError, Skew, WakeBy, Watch,
 };
-use tokio::runtime::{self, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 
 const fn ms(millis: u64) -> Duration {
@@ -454,53 +449,6 @@ async fn a_fault_that_nobody_can_end_is_not_waited_for() {
     assert_eq!(start.elapsed(), ms(10));
     assert!(mutex.try_acquire().await.is_err());
     assert_eq!(start.elapsed(), ms(10));
-}
-
-// ── runtimes ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/// Three nodes that do not answer, and a client of them that lives on the runtime.
-fn silent_nodes(runtime: &Runtime) -> (MemoryNodes, Redlock) {
-    runtime.block_on(async {
-        let nodes = MemoryNodes::new(3);
-        (0..3).for_each(|node| nodes.stall(node));
-        let redlock = nodes.redlock();
-        (nodes, redlock)
-    })
-}
-
-#[test]
-fn a_call_ends_on_its_own_runtime_while_that_of_the_client_stands_still() {
-    let new = || runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let (of_the_client, of_the_caller) = (new(), new());
-    let (_nodes, redlock) = silent_nodes(&of_the_client);
-    // Nobody drives the first runtime any more.
-    let tried = of_the_caller.block_on(async {
-        timeout(secs(5), redlock.mutex("a").wait(ms(200)).acquire()).await.expect("it ends by itself")
-    });
-    assert!(matches!(tried, Err(AcquireError::NoQuorum(_))), "{tried:?}");
-}
-
-/// What the runtime does to it, as to all that waits for a moment on it, is a panic.
-#[test]
-fn a_wait_on_a_runtime_that_is_shut_down_does_not_hang() {
-    let runtime = Runtime::new().expect("a runtime");
-    let (_nodes, redlock) = silent_nodes(&runtime);
-    let handle = runtime.handle().clone();
-    let (waits, begun) = mpsc::channel::<()>();
-    let (lives, ended) = mpsc::channel::<()>();
-    thread::spawn(move || {
-        let _lives = lives;
-        let mutex = redlock.mutex("a").wait_forever();
-        handle.block_on(async {
-            let mut acquiring = pin!(mutex.acquire());
-            assert!((&mut acquiring).now_or_never().is_none(), "nobody answers");
-            waits.send(()).expect("the test is there");
-            acquiring.await
-        })
-    });
-    begun.recv().expect("it waits");
-    runtime.shutdown_background();
-    assert_eq!(ended.recv_timeout(secs(5)), Err(RecvTimeoutError::Disconnected), "it still waits");
 }
 
 // ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
