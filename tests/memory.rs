@@ -4,14 +4,20 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::join_all;
 use redlock_quorum::{
     AcquireError, Backoff, FaultKind, FaultPlan, Faults, MemoryNodes, Partition, Redlock, ReleaseOutcome,
     Renewal, RunError, Skew, WakeBy, Watch,
 };
+use tokio::runtime::{self, Runtime};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 const fn ms(millis: u64) -> Duration {
@@ -449,6 +455,122 @@ async fn a_fault_that_nobody_can_end_is_not_waited_for() {
     assert_eq!(start.elapsed(), ms(10));
     assert!(mutex.try_acquire().await.is_err());
     assert_eq!(start.elapsed(), ms(10));
+}
+
+// ── runtimes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Three nodes that do not answer, and a client of them that lives on the runtime.
+fn silent_nodes(runtime: &Runtime) -> (MemoryNodes, Redlock) {
+    runtime.block_on(async {
+        let nodes = MemoryNodes::new(3);
+        (0..3).for_each(|node| nodes.stall(node));
+        let redlock = nodes.redlock();
+        (nodes, redlock)
+    })
+}
+
+#[test]
+fn a_call_ends_on_its_own_runtime_while_that_of_the_client_stands_still() {
+    let new = || runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let (of_the_client, of_the_caller) = (new(), new());
+    let (_nodes, redlock) = silent_nodes(&of_the_client);
+    // Nobody drives the first runtime any more.
+    let tried = of_the_caller.block_on(async {
+        timeout(secs(5), redlock.mutex("a").wait(ms(200)).acquire()).await.expect("it ends by itself")
+    });
+    assert!(matches!(tried, Err(AcquireError::NoQuorum(_))), "{tried:?}");
+}
+
+/// What the runtime does to it, as to all that waits for a moment on it, is a panic.
+#[test]
+fn a_wait_on_a_runtime_that_is_shut_down_does_not_hang() {
+    let runtime = Runtime::new().expect("a runtime");
+    let (_nodes, redlock) = silent_nodes(&runtime);
+    let handle = runtime.handle().clone();
+    let (waits, begun) = mpsc::channel::<()>();
+    let (lives, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        let _lives = lives;
+        let mutex = redlock.mutex("a").wait_forever();
+        handle.block_on(async {
+            let mut acquiring = pin!(mutex.acquire());
+            assert!((&mut acquiring).now_or_never().is_none(), "nobody answers");
+            waits.send(()).expect("the test is there");
+            acquiring.await
+        })
+    });
+    begun.recv().expect("it waits");
+    runtime.shutdown_background();
+    assert_eq!(ended.recv_timeout(secs(5)), Err(RecvTimeoutError::Disconnected), "it still waits");
+}
+
+/// The task blocks its thread, as work that does not await does. The others go on.
+#[test]
+fn a_wait_ends_when_it_said_so_beside_a_task_that_blocks_its_thread() {
+    let runtime =
+        runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().expect("a runtime");
+    let (unblock, blocked) = mpsc::channel::<()>();
+    let (holds, held) = oneshot::channel();
+    let waited = runtime.block_on(async {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, another) = (nodes.redlock(), nodes.redlock());
+        let _taken = another.mutex("taken").acquire().await.expect("free");
+        let blocking = redlock.mutex("mine");
+        let blocking = tokio::spawn(async move {
+            let _guard = blocking.acquire().await.expect("free");
+            holds.send(()).expect("the test is there");
+            blocked.recv()
+        });
+        held.await.expect("it holds");
+        let waiting = redlock.mutex("taken").wait(ms(200));
+        let waited = timeout(secs(5), tokio::spawn(async move { waiting.acquire().await.map(drop) })).await;
+        unblock.send(()).expect("it is blocked");
+        blocking.await.expect("no panic").expect("it was told");
+        waited
+    });
+    let waited = waited.expect("it ends by itself").expect("no panic");
+    assert!(matches!(waited, Err(AcquireError::Held(_))), "{waited:?}");
+}
+
+// ── what nobody asks for any more ───────────────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(start_paused = true)]
+async fn what_was_won_for_a_call_that_is_not_polled_any_more_ends_with_its_ttl() {
+    let nodes = MemoryNodes::new(3);
+    (0..3).for_each(|node| nodes.delay(node, ms(1)));
+    let (redlock, others) = (nodes.redlock(), nodes.redlock());
+    let mutex = redlock.mutex("a").ttl(secs(1));
+    let mut acquiring = pin!(mutex.acquire());
+    assert!((&mut acquiring).now_or_never().is_none(), "the answers are on their way");
+    sleep(ms(500)).await;
+    assert!(others.mutex("a").try_acquire().await.expect("all answer").is_none(), "it was won");
+    sleep(ms(600)).await;
+    others
+        .mutex("a")
+        .try_acquire()
+        .await
+        .expect("all answer")
+        .expect("nobody has renewed it")
+        .release()
+        .await
+        .ok()
+        .expect("held");
+    let told = acquiring.await;
+    assert!(matches!(told, Err(AcquireError::TooLate(_))), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_names_a_lost_lock_that_is_still_in_somebodys_hand() {
+    let nodes = MemoryNodes::new(3);
+    let redlock = nodes.redlock();
+    let guard = redlock.mutex("a").ttl(secs(1)).acquire().await.expect("free");
+    (0..3).for_each(|node| nodes.stop(node));
+    sleep(secs(3)).await;
+    assert!(!guard.is_valid());
+    (0..3).for_each(|node| nodes.start(node));
+    let shutdown = redlock.shutdown(ms(10)).await;
+    let named: Vec<_> = shutdown.taken_away().map(|(key, _)| key).collect();
+    assert_eq!(named, [b"redlock:a"]);
 }
 
 // ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
