@@ -1,5 +1,5 @@
 //! What can go wrong with in-memory nodes, and what it does to a lock: who holds, what is lost when, and what is left. In
-//! paused time, so that each of these runs in no time and always the same.
+//! paused time, so that each of these runs in no time and always the same; but for what goes wrong with a runtime.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write;
