@@ -554,7 +554,6 @@ pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
     live.feed(Event::Tick);
     live.wait_for(|results| results.verdict.take()).await.map_err(Defeat::Failed)?;
     // The caller may have been kept from running since: the clock is read once more.
-    live.feed(Event::Tick);
     let now = live.now();
     if live.has_ended() || now >= live.valid_until() {
         return Err(Defeat::TooLate(live.votes().expect("a claim that was won has votes")));

@@ -23,8 +23,9 @@ pub(crate) struct Keeper {
     /// By the moment at which they are due; the number tells apart those due at the same moment.
     held: Mutex<BTreeMap<(Instant, u64), Arc<Live>>>,
     numbers: AtomicU64,
-    /// Until when the task sleeps, in nanoseconds. Only what is due earlier needs to wake it.
-    asleep_until: AtomicU64,
+    /// When the task looks next at what is held, in nanoseconds. Only what is due earlier changes that: what is let go does not, or each
+    /// lock that is held for a moment would wake it.
+    looks_at: AtomicU64,
     earlier: Notify,
     let_go: Notify,
     stopped: AtomicBool,
@@ -46,8 +47,9 @@ impl Keeper {
         if let Some(due) = to {
             held.insert((due, live.number), live.clone());
         }
-        // Read under the lock: the task writes it under the same lock, before it goes to sleep.
-        let earlier = to.is_some_and(|due| due.as_nanos() < self.asleep_until.load(Ordering::Relaxed));
+        // Under the lock, under which the task looks and goes to sleep.
+        let earlier =
+            to.is_some_and(|due| due.as_nanos() < self.looks_at.fetch_min(due.as_nanos(), Ordering::Relaxed));
         drop(held);
         if earlier {
             self.earlier.notify_one();
@@ -56,6 +58,11 @@ impl Keeper {
             self.let_go.notify_waiters();
         }
         drop(former);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn looks_at(&self) -> Instant {
+        Instant::from_nanos(self.looks_at.load(Ordering::Relaxed))
     }
 
     /// All that is held, in the order in which it is due.
@@ -103,6 +110,10 @@ impl Keeper {
     /// Claims that are due, or until when to sleep. Woken together, they go out in the same writes.
     fn due(&self, now: Instant) -> Result<Vec<Arc<Live>>, Instant> {
         let held = lock(&self.held);
+        let looks_at = Instant::from_nanos(self.looks_at.load(Ordering::Relaxed));
+        if now < looks_at {
+            return Err(looks_at);
+        }
         let next = match held.first_key_value() {
             Some(((due, _), _)) if now >= *due => {
                 let due = held.range(..=(now, u64::MAX)).take(MOST_AT_ONCE);
@@ -111,7 +122,7 @@ impl Keeper {
             Some(((due, _), _)) => *due,
             None => Instant::NEVER,
         };
-        self.asleep_until.store(next.as_nanos(), Ordering::Relaxed);
+        self.looks_at.store(next.as_nanos(), Ordering::Relaxed);
         Err(next)
     }
 }

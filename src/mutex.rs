@@ -606,6 +606,25 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn locks_that_are_held_for_a_moment_do_not_wake_the_keeper_one_by_one() {
+        let mutex = MemoryNodes::new(3).redlock().mutex("a");
+        let keeper = &mutex.core.doors.keeper;
+        all_run().await;
+        let mut looks = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            let guard = mutex.acquire().await.expect("free");
+            guard.release().await.ok().expect("held until now");
+            all_run().await;
+            looks.insert(keeper.looks_at());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(looks.len() == 1 && !looks.contains(&Instant::NEVER), "{looks:?}");
+        // With nothing left to look at it sleeps until it is woken.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(keeper.looks_at(), Instant::NEVER);
+    }
+
     #[tokio::test]
     async fn only_a_wait_that_nobody_asked_for_leaves_out_restarts() {
         const ASKED: Duration = Duration::from_secs(7);
