@@ -430,6 +430,11 @@ impl Live {
         Instant::from_nanos(self.valid_until.load(Ordering::Acquire))
     }
 
+    /// When the claim wants to be told what time it is.
+    fn wake_at(&self) -> Instant {
+        Instant::from_nanos(self.wake_at.load(Ordering::Acquire))
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -468,7 +473,7 @@ impl Live {
             if let Some(found) = look(&mut lock(&self.results)) {
                 return found;
             }
-            let wake_at = Instant::from_nanos(self.wake_at.load(Ordering::Acquire));
+            let wake_at = self.wake_at();
             tokio::select! {
                 biased;
                 () = told => {}
@@ -555,6 +560,9 @@ pub(crate) async fn win(live: &Arc<Live>) -> Result<(), Defeat> {
     live.wait_for(|results| results.verdict.take()).await.map_err(Defeat::Failed)?;
     // The caller may have been kept from running since: the clock is read once more.
     let now = live.now();
+    if now >= live.wake_at() {
+        live.feed(Event::Tick);
+    }
     if live.has_ended() || now >= live.valid_until() {
         return Err(Defeat::TooLate(live.votes().expect("a claim that was won has votes")));
     }
