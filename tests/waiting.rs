@@ -36,18 +36,22 @@ impl Scene {
         Scene { cluster, holder, guard }
     }
 
-    /// Somebody begins to wait, and is on the lists of all nodes when this returns.
     async fn waits(&self, redlock: &Redlock) -> JoinHandle<Result<Guard, AcquireError>> {
-        let before = self.listed().await;
-        let mutex = redlock.mutex("job");
-        let waiting = tokio::spawn(async move { mutex.acquire().await });
-        until("one more on each list", async || self.listed().await == more(&before)).await;
-        waiting
+        waits(&self.cluster, redlock).await
     }
 
     async fn listed(&self) -> Vec<u64> {
         listed(&self.cluster).await
     }
+}
+
+/// Somebody begins to wait, and is on the lists of all nodes when this returns.
+async fn waits(cluster: &Cluster, redlock: &Redlock) -> JoinHandle<Result<Guard, AcquireError>> {
+    let before = listed(cluster).await;
+    let mutex = redlock.mutex("job");
+    let waiting = tokio::spawn(async move { mutex.acquire().await });
+    until("one more on each list", async || listed(cluster).await == more(&before)).await;
+    waiting
 }
 
 fn more(before: &[u64]) -> Vec<u64> {
@@ -113,6 +117,33 @@ async fn a_release_wakes_the_one_that_has_waited_longest_and_nobody_else() {
     promptly(guard.release()).await.ok().expect("held until now");
     nobody_is_listed(&scene.cluster).await;
     scene.cluster.assert_nothing_left().await;
+}
+
+/// Won without a message, a client is on the lists still, before those who came later, and is passed over.
+#[tokio::test]
+async fn who_hands_over_to_itself_is_not_called_by_its_own_release() {
+    let cluster = Cluster::start(3).await;
+    let (client, later) = (client(&cluster).await, client(&cluster).await);
+    // A holder that is gone: its keys run out, and it wakes nobody.
+    let gone = format!("SET redlock:job {:032x}:gone PX 300", 1);
+    for server in &cluster.servers {
+        server.type_in::<()>(&gone).await;
+    }
+    let first = waits(&cluster, &client).await;
+    let guard = soon(LATEST_LOOK, first).await.expect("no panic").expect("free");
+    let mutex = client.mutex("job");
+    let second = tokio::spawn(async move { mutex.acquire().await });
+    let third = waits(&cluster, &later).await;
+    promptly(guard.release()).await.ok().expect("held until now");
+    let guard = promptly(second).await.expect("no panic").expect("it is its turn");
+    forget_what_was_asked(&cluster).await;
+    promptly(guard.release()).await.ok().expect("held until now");
+    let guard = promptly(third).await.expect("no panic").expect("it is its turn");
+    for server in &cluster.servers {
+        assert_eq!(server.calls("publish").await, 1);
+    }
+    promptly(guard.release()).await.ok().expect("held until now");
+    nobody_is_listed(&cluster).await;
 }
 
 #[tokio::test]
