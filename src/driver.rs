@@ -350,7 +350,7 @@ impl Live {
         self.watch(stage, now);
         if let Some(kept) = stage.kept {
             stage.kept = (phase != Phase::Over).then_some(stage.due());
-            self.doors.keeper.reschedule(self, Some(kept), stage.kept);
+            self.doors.keeper.reschedule(self, (Some(kept), stage.kept), now);
         }
         let just_ended = phase >= Phase::Lost && !self.ended.load(Ordering::Relaxed);
         if just_ended {
@@ -394,7 +394,7 @@ impl Live {
             if stage.kept.is_none() && stage.claim.phase() != Phase::Over {
                 stage.watching = Watching::At(now + WATCH_AFTER);
                 stage.kept = Some(stage.due());
-                self.doors.keeper.reschedule(self, None, stage.kept);
+                self.doors.keeper.reschedule(self, (None, stage.kept), now);
             }
         });
     }

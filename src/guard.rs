@@ -514,4 +514,19 @@ mod tests {
         sleep(Duration::from_secs(1)).await;
         assert!(guard.remaining() > TTL / 2, "not renewed after waking: {guard:?}");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_is_won_right_after_a_suspend_is_renewed_in_time() {
+        let nodes = MemoryNodes::new(3);
+        let (redlock, clock) = a_client_that_may_sleep(&nodes);
+        // The keeper sleeps until this one is due, and looks at the clock once in a second.
+        let _guard = redlock.mutex("a").acquire().await.expect("free");
+        sleep(Duration::from_millis(300)).await;
+        clock.suspend(TTL / 2);
+        let short = redlock.mutex("b").ttl(Duration::from_millis(200)).acquire().await.expect("free");
+        for _ in 0..10 {
+            sleep(Duration::from_millis(50)).await;
+            assert!(short.is_valid(), "{short:?}");
+        }
+    }
 }

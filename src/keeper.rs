@@ -26,7 +26,7 @@ pub(crate) struct Keeper {
     /// When the task looks next at what is held, in nanoseconds. Only what is due earlier changes that: what is let go does not, or each
     /// lock that is held for a moment would wake it.
     looks_at: AtomicU64,
-    earlier: Notify,
+    news: Notify,
     let_go: Notify,
     stopped: AtomicBool,
 }
@@ -38,7 +38,12 @@ impl Keeper {
 
     /// Keeps a claim from now on, moves it to another moment, or lets it go: in one step, so that whoever looks at what is
     /// held sees it.
-    pub(crate) fn reschedule(&self, live: &Arc<Live>, from: Option<Instant>, to: Option<Instant>) {
+    pub(crate) fn reschedule(
+        &self,
+        live: &Arc<Live>,
+        (from, to): (Option<Instant>, Option<Instant>),
+        now: Instant,
+    ) {
         if to == from {
             return;
         }
@@ -47,12 +52,15 @@ impl Keeper {
         if let Some(due) = to {
             held.insert((due, live.number), live.clone());
         }
-        // Under the lock, under which the task looks and goes to sleep.
-        let earlier =
-            to.is_some_and(|due| due.as_nanos() < self.looks_at.fetch_min(due.as_nanos(), Ordering::Relaxed));
+        // Under the lock, under which the task looks and goes to sleep. One that should have looked before now has slept through a
+        // suspend of the machine, with a timer that may take a while yet.
+        let is_news = to.is_some_and(|due| {
+            let looks_at = self.looks_at.fetch_min(due.as_nanos(), Ordering::Relaxed);
+            due.as_nanos() < looks_at || looks_at < now.as_nanos()
+        });
         drop(held);
-        if earlier {
-            self.earlier.notify_one();
+        if is_news {
+            self.news.notify_one();
         }
         if to.is_none() {
             self.let_go.notify_waiters();
@@ -87,7 +95,7 @@ impl Keeper {
 
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.earlier.notify_one();
+        self.news.notify_one();
     }
 
     /// The task. Ends when the last handle, guard and watch of the deployment is gone.
@@ -100,7 +108,7 @@ impl Keeper {
                     tokio::task::yield_now().await;
                 }
                 Err(next) => tokio::select! {
-                    () = self.earlier.notified() => {}
+                    () = self.news.notified() => {}
                     () = sleep_until(&*clock, next) => {}
                 },
             }
