@@ -625,7 +625,8 @@ async fn a_lock_that_its_caller_sees_too_late_is_given_back() {
         sleep(ms(late)).await;
         let error = attempt.await.expect_err("its validity is over");
         assert!(matches!(error, AcquireError::TooLate(_)), "{late} ms: {error}");
-        sleep(ms(200)).await;
+        // As long as the releases take; what was not released would stand until 101 ms.
+        sleep(ms(2)).await;
         nodes.assert_nothing_left();
     }
 }
