@@ -15,32 +15,30 @@ mod resp;
 #[cfg(feature = "tls")]
 mod tls;
 mod tracking;
+mod traffic;
 mod voter;
 mod wire;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::sync::{Arc, Mutex, Weak};
-use std::task::Poll;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
-use redis::{Cmd, PushInfo, Value as Wire};
+use redis::{PushInfo, Value as Wire};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant as Timer, sleep, timeout};
+use tokio::time::{Instant as Timer, Sleep, sleep, timeout};
 
 pub use self::address::NodeConfig;
 pub(crate) use self::address::{Target, check_connect_timeout};
 use self::handshake::{Hearing, Link, establish, field};
 use self::messages::Messages;
-use self::resp::Writer;
-use self::tracking::{Watch, Watched};
+use self::tracking::Watched;
+use self::traffic::{Desk, Errand, Job, Sent, Traffic};
 use self::voter::Voter;
-use self::wire::{
-    Form, Lists, Read, Replies, are_judged_alike, decode, decode_together, encode, encode_together,
-    simple_release,
-};
+use self::wire::{Form, Read, Replies, decode, decode_together};
 use super::owed::Owed;
 use super::{Bell, Facts, FactsFuture, Node, Reply, Watcher};
 #[cfg(feature = "sim")]
@@ -49,9 +47,8 @@ use crate::clock::{Clock, sleep_until};
 #[cfg(feature = "sim")]
 use crate::protocol::admission::RestartProtection;
 use crate::protocol::admission::{Admission, Standing};
-use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter, Wake};
+use crate::protocol::command::{Answer, Command, Key, NodeIndex, Refusal, Unknown, Value, Waiter};
 use crate::protocol::marker::Rules;
-use crate::protocol::round::RoundId;
 #[cfg(feature = "sim")]
 use crate::protocol::settings::SettingsError;
 use crate::protocol::time::Instant;
@@ -66,9 +63,6 @@ const MOST_COMMANDS: usize = 1024;
 /// Answers of an only node that are handed out before what comes of them is sent: it would have nothing to do while the rest is
 /// handed out. Of several nodes those that no majority waited for are still at work then, and larger writes are worth more.
 const PORTION: usize = 16;
-
-/// Releases that go to a server in one call, at most: it does nothing else meanwhile.
-const MOST_TOGETHER: usize = 64;
 
 /// A connection on which no answer came for so many node timeouts is replaced: it may be half open.
 const TIMEOUTS_IN_A_ROW: u32 = 3;
@@ -165,70 +159,11 @@ impl Identities {
 /// The handle on the task of one node.
 pub(crate) struct RedisNode {
     errands: mpsc::UnboundedSender<Errand>,
+    desk: Arc<Mutex<Desk>>,
     clock: Arc<dyn Clock>,
     watched: Arc<Watched>,
     state: watch::Receiver<State>,
     timeout: Duration,
-}
-
-/// What the task is asked to do.
-enum Errand {
-    Job(Job),
-    /// To ask the server something that is no command to a node, and to hand back what it says.
-    Question(Cmd, oneshot::Sender<Wire>),
-}
-
-/// A command, and the duty to answer it.
-struct Job {
-    command: Command,
-    reply: Reply,
-    form: Form,
-    /// The server shall tell when somebody else changes the key from then on.
-    is_watching: bool,
-    /// Sent with what concerns the wait list.
-    has_list: bool,
-    /// Refused together with others.
-    is_alone: bool,
-}
-
-impl Job {
-    fn new(command: Command, reply: Reply) -> Self {
-        let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, is_alone: false }
-    }
-
-    /// Reads a key for nothing else but to watch it.
-    fn watching(watch: Arc<Watch>) -> Self {
-        let command = Command::Inspect { key: watch.key.clone() };
-        Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0)) }
-    }
-
-    /// Whether this is a release that may go out in one call with others.
-    fn goes_together(&self) -> bool {
-        self.has_list && !self.is_alone && simple_release(&self.command).is_some()
-    }
-
-    /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
-    fn may_come_before_releases(&self) -> bool {
-        matches!(
-            self.command,
-            Command::Acquire { .. }
-                | Command::Extend { .. }
-                | Command::Propose { .. }
-                | Command::Raise { .. }
-        )
-    }
-
-    /// Whether this releases what the other one, a script, sets or extends.
-    fn releases(&self, other: &Job) -> bool {
-        let Command::Release { value: released, .. } = &self.command else { return false };
-        match &other.command {
-            Command::Extend { value, .. } | Command::Propose { value, .. } | Command::Raise { value, .. } => {
-                released == value
-            }
-            _ => false,
-        }
-    }
 }
 
 /// The client that a node serves.
@@ -259,7 +194,8 @@ impl RedisNode {
     ) -> (Arc<dyn Node>, watch::Receiver<State>) {
         let (errands, inbox) = mpsc::unbounded_channel();
         let (state, states) = watch::channel(State::Connecting);
-        let (owed, watched) = (Owed::default(), Arc::new(Watched::default()));
+        let desk = Arc::new(Mutex::new(Desk { inbox, traffic: None }));
+        let watched = Arc::new(Watched::default());
         let Client { waiter, bell, namespace, clock, identities, may_evict, is_only_node } = client;
         let messages = Arc::new(Messages::new(waiter, index, bell, namespace, errands.downgrade()));
         let actor = Actor {
@@ -268,9 +204,8 @@ impl RedisNode {
             clock: clock.clone(),
             identities,
             voter: Voter::new(admission),
-            inbox,
-            releases: Gathered::default(),
-            owed,
+            desk: desk.clone(),
+            owed: Owed::default(),
             hearing: Hearing { watched: watched.clone(), messages },
             is_only_node,
             has_company: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
@@ -280,7 +215,8 @@ impl RedisNode {
             may_evict,
         };
         runtime.spawn(actor.run());
-        let node = RedisNode { errands, clock, watched, state: states.clone(), timeout: timeouts.node };
+        let (state, timeout) = (states.clone(), timeouts.node);
+        let node = RedisNode { errands, desk, clock, watched, state, timeout };
         (Arc::new(node), states)
     }
 }
@@ -308,8 +244,16 @@ pub fn alone(
 
 impl Node for RedisNode {
     fn submit(&self, command: Command, reply: Reply) {
-        // If the task is gone with its runtime, the job is dropped, and its reply says so.
-        let _ = self.errands.send(Errand::Job(Job::new(command, reply)));
+        let job = Job::new(command, reply);
+        let left = match self.desk.try_lock() {
+            Ok(mut desk) => desk.send_at_once(job),
+            Err(TryLockError::Poisoned(desk)) => desk.into_inner().send_at_once(job),
+            Err(TryLockError::WouldBlock) => Some(job),
+        };
+        if let Some(job) = left {
+            // If the task is gone with its runtime, the job is dropped, and its reply says so.
+            let _ = self.errands.send(Errand::Job(job));
+        }
     }
 
     fn watch(&self, key: &Key, value: &Value, watcher: Weak<dyn Watcher>) {
@@ -365,9 +309,7 @@ struct Actor {
     identities: Arc<Identities>,
     /// Outlives connections: what is known of the memory behind the address.
     voter: Voter,
-    inbox: mpsc::UnboundedReceiver<Errand>,
-    /// Room for those that are about to go out together.
-    releases: Gathered,
+    desk: Arc<Mutex<Desk>>,
     owed: Owed,
     hearing: Hearing,
     /// The client has no other.
@@ -384,41 +326,25 @@ struct Actor {
     may_evict: bool,
 }
 
-/// Releases that are about to go out together, each of another lock.
-#[derive(Default)]
-struct Gathered {
-    jobs: Vec<Job>,
-    /// Of which locks: asked for each command that goes before them.
-    keys: HashSet<Key, RandomState>,
-}
-
-impl Gathered {
-    fn push(&mut self, job: Job) {
-        self.keys.insert(job.command.key().clone());
-        self.jobs.push(job);
-    }
-
-    fn drain(&mut self) -> impl Iterator<Item = Job> {
-        self.keys.clear();
-        self.jobs.drain(..)
-    }
-}
-
-/// What was sent and is not answered, in the order in which the answers will come.
-enum Sent {
-    Job {
-        job: Job,
-        since: Instant,
-    },
-    /// So many of those behind this are releases in one call, with one answer.
-    Together(usize),
-    Question(oneshot::Sender<Wire>),
-    /// The answer does not matter.
-    Remark,
-}
-
 /// No handle is left, nothing is on its way, and nothing is owed: the task ends.
 struct Abandoned;
+
+/// How the task serves one connection.
+struct Service {
+    standing: Standing,
+    /// When the answers begin to count; `None` once that was said.
+    admitted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// When a silence has been long.
+    alarm: Pin<Box<Sleep>>,
+    /// What the server refuses to release is asked for again: one of it after a pause, and all when that is accepted.
+    ask_again: Pin<Box<Sleep>>,
+    ask_again_is_set: bool,
+    pause: Duration,
+    /// How many of the releases that are owed are still to be asked for.
+    to_ask: usize,
+    /// Others had their turn.
+    has_yielded: bool,
+}
 
 impl Actor {
     async fn run(mut self) {
@@ -536,7 +462,7 @@ impl Actor {
             tokio::select! {
                 biased;
                 done = &mut what => return Ok(done),
-                errand = self.inbox.recv(), if !self.abandoned => match errand {
+                errand = poll_fn(|context| lock(&self.desk).inbox.poll_recv(context)), if !self.abandoned => match errand {
                     Some(errand) => self.fail(errand, Unknown::NotConnected),
                     None => self.abandoned = true,
                 },
@@ -557,218 +483,180 @@ impl Actor {
     }
 
     /// Sends commands and hands out answers until the connection is lost or given up: the reason. What is owed goes first.
-    async fn serve(&mut self, mut link: Link, standing: Standing) -> Result<&'static str, Abandoned> {
-        let mut sent: VecDeque<Sent> = VecDeque::new();
-        let patience = self.timeouts.node * TIMEOUTS_IN_A_ROW;
-        // Since when nothing was heard, although something is to be heard.
-        let mut silent_since = Timer::now();
-        let mut alarm = std::pin::pin!(sleep(Duration::ZERO));
-        let mut alarm_is_set = false;
-        // What the server refuses to release is asked for again: one of it after a pause, and all when that is accepted.
-        let mut ask_again = std::pin::pin!(sleep(Duration::ZERO));
-        let mut ask_again_is_set = false;
-        let mut pause = self.timeouts.node;
+    async fn serve(&mut self, link: Link, standing: Standing) -> Result<&'static str, Abandoned> {
         let owed = self.owed.len();
-        let mut waiting = self.owed_errands(owed);
-        // What was watched over the connection before is read again on this one.
-        waiting.extend(if link.tells { self.watching() } else { Vec::new() });
-        let mut to_ask = 0;
-        let clock = self.clock.clone();
-        let mut admitted = std::pin::pin!(sleep_until(&*clock, standing.counts_from));
-        let mut is_admitted = false;
-        let mut others_first = false;
         if owed > 0 {
             tracing::info!(node = self.target.name(), releases = owed, "sending owed releases");
         }
+        let heard_by = (self.hearing.messages.clone(), self.clock.clone());
+        let mut traffic = Traffic::over(link, heard_by, self.may_evict);
+        traffic.waiting = self.owed_errands(owed);
+        // What was watched over the connection before is read again on this one.
+        traffic.waiting.extend(if traffic.link.tells { self.watching() } else { Vec::new() });
+        let desk = self.desk.clone();
+        lock(&desk).traffic = Some(traffic);
+        let mut service = self.service(standing);
+        let ending = poll_fn(|context| self.go_on(&mut service, &mut lock(&desk), context)).await;
 
-        let reason = loop {
-            while std::mem::take(&mut others_first) {
-                // Those who are about to send more come first, so that it all goes out in one write.
-                yield_once().await;
-                let known = waiting.len();
-                while waiting.len() < MOST_COMMANDS
-                    && let Ok(errand) = self.inbox.try_recv()
+        let traffic = lock(&desk).traffic.take().expect("it is there until it is taken");
+        if ending.is_ok() {
+            for sent in traffic.sent {
+                if let Sent::Job { job, since } = sent {
+                    self.fail_job(job, since, Unknown::ConnectionLost);
+                }
+            }
+            traffic.waiting.into_iter().for_each(|errand| self.fail(errand, Unknown::NotConnected));
+        }
+        ending
+    }
+
+    fn service(&self, standing: Standing) -> Service {
+        let clock = self.clock.clone();
+        Service {
+            standing,
+            admitted: Some(Box::pin(async move { sleep_until(&*clock, standing.counts_from).await })),
+            alarm: Box::pin(sleep(Duration::ZERO)),
+            ask_again: Box::pin(sleep(Duration::ZERO)),
+            ask_again_is_set: false,
+            pause: self.timeouts.node,
+            to_ask: 0,
+            has_yielded: false,
+        }
+    }
+
+    /// Does all there is to do for now.
+    fn go_on(
+        &mut self,
+        service: &mut Service,
+        desk: &mut Desk,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<&'static str, Abandoned>> {
+        let Desk { inbox, traffic } = desk;
+        let traffic = traffic.as_mut().expect("there is a connection");
+        let patience = self.timeouts.node * TIMEOUTS_IN_A_ROW;
+        if !traffic.task.will_wake(context.waker()) {
+            traffic.task = context.waker().clone();
+        }
+        loop {
+            while traffic.others_first {
+                // Those who are about to send more come first, so that it all goes out in one write. Unlike tokio's own way to let
+                // others run this does not go round by the timers and sockets, which costs a call of the kernel.
+                if !std::mem::replace(&mut service.has_yielded, true) {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                service.has_yielded = false;
+                let known = traffic.waiting.len();
+                while traffic.waiting.len() < MOST_COMMANDS
+                    && let Ok(errand) = inbox.try_recv()
                 {
-                    waiting.push(errand);
+                    traffic.waiting.push(errand);
                 }
-                others_first = waiting[known..].iter().any(Errand::hands_over);
+                traffic.others_first = traffic.waiting[known..].iter().any(Errand::hands_over);
             }
-            if waiting.is_empty() && to_ask > 0 {
-                waiting.extend(self.owed_errands(to_ask.min(MOST_COMMANDS)));
-                to_ask = if waiting.is_empty() { 0 } else { to_ask - waiting.len() };
+            if traffic.waiting.is_empty() && service.to_ask > 0 {
+                traffic.waiting.extend(self.owed_errands(service.to_ask.min(MOST_COMMANDS)));
+                service.to_ask =
+                    if traffic.waiting.is_empty() { 0 } else { service.to_ask - traffic.waiting.len() };
             }
-            if sent.is_empty() && !waiting.is_empty() {
-                silent_since = Timer::now();
-                if !alarm_is_set {
-                    alarm.as_mut().reset(silent_since + patience);
-                    alarm_is_set = true;
+            traffic.write();
+            if !traffic.alarm_is_set && !traffic.sent.is_empty() {
+                service.alarm.as_mut().reset(traffic.silent_since + patience);
+                traffic.alarm_is_set = true;
+            }
+            if self.abandoned && traffic.sent.is_empty() && self.owed.is_empty(self.clock.now()) {
+                return Poll::Ready(Err(Abandoned));
+            }
+            // Before the answers, which under load are always there.
+            if service.ask_again_is_set && service.ask_again.as_mut().poll(context).is_ready() {
+                service.ask_again_is_set = false;
+                service.to_ask = service.to_ask.max(1);
+                continue;
+            }
+            if let Some(admitted) = &mut service.admitted
+                && admitted.as_mut().poll(context).is_ready()
+            {
+                service.admitted = None;
+                self.voter.tell(self.target.name(), self.clock.now(), service.standing);
+            }
+            if let Poll::Ready(exchanged) = traffic.link.connection.poll_exchange(context) {
+                match self.take_in_all(service, traffic, exchanged.is_err()) {
+                    Ok(()) => continue,
+                    Err(reason) => return Poll::Ready(Ok(reason)),
                 }
             }
-            self.write(&mut link, &mut waiting, &mut sent);
-            if self.abandoned && sent.is_empty() && self.owed.is_empty(self.clock.now()) {
-                return Err(Abandoned);
+            if !self.abandoned
+                && let Poll::Ready(received) =
+                    inbox.poll_recv_many(context, &mut traffic.waiting, MOST_COMMANDS)
+            {
+                self.abandoned = received == 0;
+                traffic.others_first = self.has_company || traffic.waiting.iter().any(Errand::hands_over);
+                continue;
             }
-            tokio::select! {
-                biased;
-                // Before the answers, which under load are always there.
-                () = &mut ask_again, if ask_again_is_set => {
-                    ask_again_is_set = false;
-                    to_ask = to_ask.max(1);
-                }
-                () = &mut admitted, if !is_admitted => {
-                    is_admitted = true;
-                    self.voter.tell(self.target.name(), self.clock.now(), standing);
-                }
-                exchanged = link.connection.exchange() => {
-                    let unanswered = sent.len();
-                    let handed_out = self.hand_out((&mut link, standing), &mut sent);
-                    let HandedOut { again, owed_was_accepted, is_nonsense } = handed_out;
-                    waiting.extend(again);
-                    // What is no answer keeps no connection alive.
-                    if sent.len() < unanswered {
-                        silent_since = Timer::now();
-                        others_first = self.is_only_node;
+            if traffic.alarm_is_set && service.alarm.as_mut().poll(context).is_ready() {
+                if traffic.sent.is_empty() && !traffic.link.connection.is_behind() {
+                    traffic.alarm_is_set = false;
+                } else if traffic.silent_since.elapsed() >= patience {
+                    while let Ok(errand) = inbox.try_recv() {
+                        traffic.waiting.push(errand);
                     }
-                    if exchanged.is_err() || is_nonsense {
-                        break if is_nonsense { "does not speak the protocol of Redis" } else { "connection lost" };
-                    }
-                    if owed_was_accepted {
-                        pause = self.timeouts.node;
-                        to_ask = self.owed.len();
-                    } else if self.owed.len() > to_ask && !ask_again_is_set {
-                        ask_again.as_mut().reset(Timer::now() + pause);
-                        ask_again_is_set = true;
-                        pause = (pause * 2).min(LONGEST_PAUSE.max(self.timeouts.node));
-                    }
+                    traffic.bid_farewell(context);
+                    return Poll::Ready(Ok("no answer for three node timeouts"));
+                } else {
+                    service.alarm.as_mut().reset(traffic.silent_since + patience);
                 }
-                received = self.inbox.recv_many(&mut waiting, MOST_COMMANDS), if !self.abandoned => {
-                    self.abandoned = received == 0;
-                    others_first = self.has_company || waiting.iter().any(Errand::hands_over);
-                }
-                () = &mut alarm, if alarm_is_set => {
-                    if sent.is_empty() && !link.connection.is_behind() {
-                        alarm_is_set = false;
-                    } else if silent_since.elapsed() >= patience {
-                        self.farewell(&mut link, &mut waiting).await;
-                        break "no answer for three node timeouts";
-                    } else {
-                        alarm.as_mut().reset(silent_since + patience);
-                    }
-                }
+                continue;
             }
-        };
-        for sent in sent {
-            if let Sent::Job { job, since } = sent {
-                self.fail_job(job, since, Unknown::ConnectionLost);
-            }
+            return Poll::Pending;
         }
-        waiting.into_iter().for_each(|errand| self.fail(errand, Unknown::NotConnected));
-        Ok(reason)
     }
 
-    /// Hands what waits over to the connection. Releases go together, behind what asks for other locks.
-    fn write(&mut self, link: &mut Link, waiting: &mut Vec<Errand>, sent: &mut VecDeque<Sent>) {
-        if waiting.is_empty() {
-            return;
+    /// Hands out what has come, and notes what comes of it.
+    ///
+    /// # Errors
+    ///
+    /// Why this connection ends.
+    fn take_in_all(
+        &mut self,
+        service: &mut Service,
+        traffic: &mut Traffic,
+        is_lost: bool,
+    ) -> Result<(), &'static str> {
+        let unanswered = traffic.sent.len();
+        let HandedOut { again, owed_was_accepted, is_nonsense } = self.hand_out(traffic, service.standing);
+        traffic.waiting.extend(again);
+        // What is no answer keeps no connection alive.
+        if traffic.sent.len() < unanswered {
+            traffic.silent_since = Timer::now();
+            // With several nodes nothing is saved: their writes come one after the other all the same.
+            let was_alone = self.is_only_node && unanswered == 1;
+            traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
+            traffic.others_first = self.is_only_node;
         }
-        let since = self.clock.now();
-        let mut releases = std::mem::take(&mut self.releases);
-        for errand in waiting.drain(..) {
-            match errand {
-                Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command, link) => {
-                    job.reply.answer(Answer::Unknown(Unknown::Refused(refusal)));
-                }
-                Errand::Job(mut job) => {
-                    if job.form == Form::Hashed {
-                        job.form = link.form;
-                    }
-                    let key = job.command.key();
-                    let has_lists = self.hearing.messages.lists(link, key) != Lists::Closed;
-                    job.has_list = has_lists && job.command.concerns_list();
-                    let goes_together = job.goes_together();
-                    let keeps_its_place = !goes_together && !job.may_come_before_releases();
-                    if keeps_its_place || releases.keys.contains(key) {
-                        self.write_releases(link, (&mut releases, since), sent);
-                    }
-                    if goes_together {
-                        let goes_with = |other: &Job| are_judged_alike(&other.command, &job.command);
-                        if releases.jobs.len() == MOST_TOGETHER || !releases.jobs.last().is_none_or(goes_with)
-                        {
-                            self.write_releases(link, (&mut releases, since), sent);
-                        }
-                        releases.push(job);
-                        continue;
-                    }
-                    if link.tells && job.is_watching {
-                        let mut out = Writer(link.connection.outgoing());
-                        out.command(3);
-                        [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
-                        sent.push_back(Sent::Remark);
-                    }
-                    self.write_job(link, &job, job.form);
-                    sent.push_back(Sent::Job { job, since });
-                }
-                Errand::Question(question, reply) => {
-                    link.connection.outgoing().extend(question.get_packed_command());
-                    sent.push_back(Sent::Question(reply));
-                }
-            }
+        if is_nonsense {
+            return Err("does not speak the protocol of Redis");
         }
-        self.write_releases(link, (&mut releases, since), sent);
-        self.releases = releases;
-    }
-
-    fn write_job(&self, link: &mut Link, job: &Job, form: Form) {
-        let lists = self.hearing.messages.lists(link, job.command.key());
-        let process = link.run_id.as_deref().unwrap_or_default();
-        encode(&job.command, form, (lists, process), &mut Writer(link.connection.outgoing()));
-    }
-
-    /// Of a single one the server takes the plain script in less time.
-    fn write_releases(
-        &self,
-        link: &mut Link,
-        (releases, since): (&mut Gathered, Instant),
-        sent: &mut VecDeque<Sent>,
-    ) {
-        let jobs = &releases.jobs;
-        match &jobs[..] {
-            [] => return,
-            [job] => self.write_job(link, job, job.form),
-            [first, ..] => {
-                let is_known = jobs.iter().all(|job| job.form == Form::Hashed);
-                let form = if is_known { Form::Hashed } else { Form::Full };
-                let lists = self.hearing.messages.lists(link, first.command.key());
-                let process = link.run_id.as_deref().unwrap_or_default();
-                let commands = jobs.iter().map(|job| &job.command);
-                let mut out = Writer(link.connection.outgoing());
-                encode_together(commands, form, (lists, process), &mut out);
-                sent.push_back(Sent::Together(jobs.len()));
-            }
+        if is_lost {
+            return Err("connection lost");
         }
-        sent.extend(releases.drain().map(|job| Sent::Job { job, since }));
-    }
-
-    /// Why the server is not asked at all.
-    fn objection_to(&self, command: &Command, link: &Link) -> Option<Refusal> {
-        match command {
-            // It would compare with nothing.
-            Command::Observe { .. } | Command::Enrol { .. } if link.run_id.is_none() => {
-                Some(Refusal::Nameless)
-            }
-            // What it throws away, its marker stands for.
-            Command::Propose { .. } if link.evicts_by.is_some() && !self.may_evict => Some(Refusal::Evicts),
-            _ => None,
+        if owed_was_accepted {
+            service.pause = self.timeouts.node;
+            service.to_ask = self.owed.len();
+        } else if self.owed.len() > service.to_ask && !service.ask_again_is_set {
+            service.ask_again.as_mut().reset(Timer::now() + service.pause);
+            service.ask_again_is_set = true;
+            service.pause = (service.pause * 2).min(LONGEST_PAUSE.max(self.timeouts.node));
         }
+        Ok(())
     }
 
     /// Hands out a portion of the answers that have come.
-    fn hand_out(&mut self, (link, standing): (&mut Link, Standing), sent: &mut VecDeque<Sent>) -> HandedOut {
+    fn hand_out(&mut self, traffic: &mut Traffic, standing: Standing) -> HandedOut {
         let mut handed_out = HandedOut { again: Vec::new(), owed_was_accepted: false, is_nonsense: false };
         let now = self.clock.now();
         let mut left = if self.is_only_node { PORTION } else { usize::MAX };
         while left > 0 {
-            let reply = match link.connection.next_reply() {
+            let reply = match traffic.link.connection.next_reply() {
                 Ok(Some(Wire::Push { kind, data })) => {
                     self.hearing.hear(&PushInfo { kind, data });
                     continue;
@@ -782,13 +670,13 @@ impl Actor {
             };
             let counts = (now, standing.counts_from);
             left -= 1;
-            match sent.pop_front() {
+            match traffic.sent.pop_front() {
                 Some(Sent::Job { job, since }) => {
-                    self.take_in(link, (job, since), (reply, counts), sent, &mut handed_out);
+                    self.take_in(traffic, (job, since), (reply, counts), &mut handed_out);
                 }
                 Some(Sent::Together(releases)) => {
                     left = left.saturating_sub(releases - 1);
-                    self.take_in_together(link, releases, (reply, counts), sent, &mut handed_out);
+                    self.take_in_together(traffic, releases, (reply, counts), &mut handed_out);
                 }
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
                 Some(Sent::Remark) => {}
@@ -808,10 +696,9 @@ impl Actor {
     /// What is heard before the node votes counts for nothing: it is this connection that tells whose answers they are.
     fn take_in(
         &mut self,
-        link: &mut Link,
+        traffic: &mut Traffic,
         (mut job, since): (Job, Instant),
         (reply, (now, counts_from)): (Wire, (Instant, Instant)),
-        sent: &VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
         match decode(&job.command, reply) {
@@ -820,7 +707,7 @@ impl Actor {
             Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission | Refusal::Cluster)))
                 if job.has_list =>
             {
-                link.close_lists_of(job.command.key().namespace());
+                traffic.link.close_lists_of(job.command.key().namespace());
                 handed_out.again.push(Errand::Job(job));
             }
             Read::Answer(Answer::Unknown(unknown)) => self.fail_job(job, since, unknown),
@@ -834,7 +721,8 @@ impl Actor {
                 });
             }
             Read::NoScript => {
-                let is_released = || sent.iter().filter_map(Sent::job).any(|other| other.releases(&job));
+                let is_released =
+                    || traffic.sent.iter().filter_map(Sent::job).any(|other| other.releases(&job));
                 if job.form == Form::Full || is_released() {
                     self.fail_job(job, since, Unknown::Refused(Refusal::Other));
                 } else {
@@ -848,16 +736,15 @@ impl Actor {
     /// Answers several releases, as each would have been by itself. Where they were refused together each is asked for by itself.
     fn take_in_together(
         &mut self,
-        link: &mut Link,
+        traffic: &mut Traffic,
         releases: usize,
         (reply, counts): (Wire, (Instant, Instant)),
-        sent: &mut VecDeque<Sent>,
         handed_out: &mut HandedOut,
     ) {
-        let first = sent.front().and_then(Sent::job).expect("the releases stand behind their number");
+        let first = traffic.sent.front().and_then(Sent::job).expect("the releases stand behind their number");
         let mut replies = decode_together(releases, first.command.rules(), reply);
         for place in 0..releases {
-            let Some(Sent::Job { job, since }) = sent.pop_front() else {
+            let Some(Sent::Job { job, since }) = traffic.sent.pop_front() else {
                 unreachable!("the releases stand behind their number")
             };
             let reply = match &mut replies {
@@ -874,7 +761,7 @@ impl Actor {
                     continue;
                 }
             };
-            self.take_in(link, (job, since), (reply, counts), sent, handed_out);
+            self.take_in(traffic, (job, since), (reply, counts), handed_out);
         }
     }
 
@@ -888,35 +775,18 @@ impl Actor {
         let watched = self.hearing.watched.all().into_iter();
         watched.map(|watch| Errand::Job(Job::watching(watch))).collect()
     }
-
-    /// Before a connection that does not answer is let go, the releases that wait are written on it: there, they come
-    /// after the keys that they release, if the server ever reads them.
-    async fn farewell(&mut self, link: &mut Link, waiting: &mut Vec<Errand>) {
-        while let Ok(errand) = self.inbox.try_recv() {
-            waiting.push(errand);
-        }
-        for job in waiting.iter().filter_map(Errand::job) {
-            if matches!(job.command, Command::Release { .. }) {
-                self.write_job(link, job, Form::Full);
-            }
-        }
-        // As far as the socket takes it. An answer is not expected.
-        link.connection.send_what_can_be_sent().await;
-    }
 }
 
-/// Lets all other tasks run that can, once. Unlike tokio's own it does not go round by the timers and sockets, which costs a call
-/// of the kernel.
-async fn yield_once() {
-    let mut has_yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut has_yielded, true) {
-            return Poll::Ready(());
+/// Nobody hears any more of what is under way when the task ends, or is dropped with its runtime.
+impl Drop for Actor {
+    fn drop(&mut self) {
+        let mut desk = lock(&self.desk);
+        desk.inbox.close();
+        while let Ok(errand) = desk.inbox.try_recv() {
+            drop(errand);
         }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+        drop(desk.traffic.take());
+    }
 }
 
 /// What came of the answers that were handed out.
@@ -927,27 +797,4 @@ struct HandedOut {
     owed_was_accepted: bool,
     /// What was read is no answer to anything.
     is_nonsense: bool,
-}
-
-impl Sent {
-    fn job(&self) -> Option<&Job> {
-        match self {
-            Sent::Job { job, .. } => Some(job),
-            Sent::Together(_) | Sent::Question(_) | Sent::Remark => None,
-        }
-    }
-}
-
-impl Errand {
-    /// Whether this is the release of a holder behind which another one of this client comes right away.
-    fn hands_over(&self) -> bool {
-        self.job().is_some_and(|job| matches!(job.command, Command::Release { wake: Wake::NobodyYet, .. }))
-    }
-
-    fn job(&self) -> Option<&Job> {
-        match self {
-            Errand::Job(job) => Some(job),
-            Errand::Question(..) => None,
-        }
-    }
 }

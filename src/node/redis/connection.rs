@@ -67,27 +67,25 @@ impl Connection {
     ///
     /// If the connection is lost.
     pub(super) async fn exchange(&mut self) -> io::Result<()> {
-        poll_fn(|context| {
-            let sent = self.poll_send(context);
-            if self.has_more() {
-                return Poll::Ready(Ok(()));
-            }
-            // What was answered before the end is still read.
-            match (self.poll_read(context), sent) {
-                (Poll::Pending, Poll::Ready(Err(lost))) => Poll::Ready(Err(lost)),
-                (read, _) => read,
-            }
-        })
-        .await
+        poll_fn(|context| self.poll_exchange(context)).await
     }
 
-    /// Sends as much as is possible without waiting.
-    pub(super) async fn send_what_can_be_sent(&mut self) {
-        poll_fn(|context| {
-            let _ = self.poll_send(context);
-            Poll::Ready(())
-        })
-        .await;
+    pub(super) fn poll_exchange(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.poll_send(context);
+        if self.has_more() {
+            return Poll::Ready(Ok(()));
+        }
+        // What was answered before the end is still read.
+        match (self.poll_read(context), sent) {
+            (Poll::Pending, Poll::Ready(Err(lost))) => Poll::Ready(Err(lost)),
+            (read, _) => read,
+        }
+    }
+
+    /// Sends as much as is possible without waiting. False if that is not all, or if the connection is lost, which the next
+    /// [`exchange`](Self::exchange) says.
+    pub(super) fn send_what_can_be_sent(&mut self, context: &mut Context<'_>) -> bool {
+        matches!(self.poll_send(context), Poll::Ready(Ok(())))
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -164,6 +162,8 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use futures::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -182,7 +182,7 @@ mod tests {
             read
         });
         // What comes on top while it is under way goes behind it.
-        connection.send_what_can_be_sent().await;
+        assert!(!connection.send_what_can_be_sent(&mut Context::from_waker(Waker::noop())));
         assert!(connection.is_behind());
         connection.outgoing().extend(&text[60_000..]);
         connection.exchange().await.expect("the other end is there");

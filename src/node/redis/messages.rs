@@ -7,8 +7,8 @@ use redis::{Pipeline, PushInfo, PushKind, Value as Wire};
 use tokio::sync::mpsc;
 
 use super::handshake::Link;
+use super::traffic::{Errand, Job};
 use super::wire::Lists;
-use super::{Errand, Job};
 use crate::node::{Bell, Reply};
 use crate::protocol::command::{Command, Key, NodeIndex, Refusal, Waiter};
 

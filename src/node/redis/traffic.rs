@@ -1,0 +1,340 @@
+//! What goes to and fro between a client and one server: what waits to be sent on the connection that there is, and what was sent
+//! and is not answered. It sends, and does not read: whose answers come, and what comes of them, is the affair of the task.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use foldhash::fast::RandomState;
+use redis::{Cmd, Value as Wire};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant as Timer;
+
+use super::handshake::Link;
+use super::messages::Messages;
+use super::resp::Writer;
+use super::tracking::Watch;
+use super::wire::{Form, Lists, are_judged_alike, encode, encode_together, simple_release};
+use crate::clock::Clock;
+use crate::node::Reply;
+use crate::protocol::command::{Answer, Command, Key, Refusal, Unknown, Wake};
+use crate::protocol::round::RoundId;
+use crate::protocol::time::Instant;
+
+/// Releases that go to a server in one call, at most: it does nothing else meanwhile.
+const MOST_TOGETHER: usize = 64;
+
+/// After so many answers in a row of which each was the only one to come, whoever asks is taken to be alone.
+const ALONE: u32 = 4;
+
+/// What the task of a node shares with those who submit commands to it. Whoever finds it locked leaves an errand: only the task
+/// waits for it.
+pub(super) struct Desk {
+    pub(super) inbox: mpsc::UnboundedReceiver<Errand>,
+    /// While there is a connection.
+    pub(super) traffic: Option<Traffic>,
+}
+
+/// What the task is asked to do.
+pub(super) enum Errand {
+    Job(Job),
+    /// To ask the server something that is no command to a node, and to hand back what it says.
+    Question(Cmd, oneshot::Sender<Wire>),
+}
+
+/// A command, and the duty to answer it.
+pub(super) struct Job {
+    pub(super) command: Command,
+    pub(super) reply: Reply,
+    pub(super) form: Form,
+    /// The server shall tell when somebody else changes the key from then on.
+    pub(super) is_watching: bool,
+    /// Sent with what concerns the wait list.
+    pub(super) has_list: bool,
+    /// Refused together with others.
+    pub(super) is_alone: bool,
+}
+
+/// What was sent and is not answered, in the order in which the answers will come.
+pub(super) enum Sent {
+    Job {
+        job: Job,
+        since: Instant,
+    },
+    /// So many of those behind this are releases in one call, with one answer.
+    Together(usize),
+    Question(oneshot::Sender<Wire>),
+    /// The answer does not matter.
+    Remark,
+}
+
+pub(super) struct Traffic {
+    pub(super) link: Link,
+    pub(super) waiting: Vec<Errand>,
+    pub(super) sent: VecDeque<Sent>,
+    /// Since when nothing was heard, although something is to be heard.
+    pub(super) silent_since: Timer,
+    /// The task looks after a silence.
+    pub(super) alarm_is_set: bool,
+    /// The task lets others run before it sends: they are about to send more.
+    pub(super) others_first: bool,
+    /// So many answers came in a row of which each was the only one that was to come, from the only node.
+    pub(super) lone_answers: u32,
+    /// Wakes the task.
+    pub(super) task: Waker,
+    messages: Arc<Messages>,
+    clock: Arc<dyn Clock>,
+    /// Strict locks are asked for even where the server may evict them.
+    may_evict: bool,
+    /// Room for those that are about to go out together.
+    releases: Gathered,
+}
+
+impl Desk {
+    /// Sends a command at once if nothing is on its way or about to be, and whoever submits it seems to be alone, which saves a turn
+    /// of the task; of several who ask at the same time the others would come one write later. Otherwise the job comes back.
+    pub(super) fn send_at_once(&mut self, job: Job) -> Option<Job> {
+        match &mut self.traffic {
+            Some(traffic) if traffic.is_idle() && self.inbox.is_empty() && !job.hands_over() => {
+                traffic.send_at_once(job);
+                None
+            }
+            _ => Some(job),
+        }
+    }
+}
+
+impl Traffic {
+    pub(super) fn over(
+        link: Link,
+        (messages, clock): (Arc<Messages>, Arc<dyn Clock>),
+        may_evict: bool,
+    ) -> Self {
+        Traffic {
+            link,
+            waiting: Vec::new(),
+            sent: VecDeque::new(),
+            silent_since: Timer::now(),
+            alarm_is_set: false,
+            others_first: false,
+            lone_answers: 0,
+            task: Waker::noop().clone(),
+            messages,
+            clock,
+            may_evict,
+            releases: Gathered::default(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lone_answers >= ALONE
+            && self.sent.is_empty()
+            && self.waiting.is_empty()
+            && !self.link.connection.is_behind()
+    }
+
+    fn send_at_once(&mut self, job: Job) {
+        self.waiting.push(Errand::Job(job));
+        self.write();
+        let sent = self.link.connection.send_what_can_be_sent(&mut Context::from_waker(Waker::noop()));
+        // The task waits for what is left to be sent, finds out that the connection is lost, and looks after a silence.
+        if !sent || !self.alarm_is_set {
+            self.task.wake_by_ref();
+        }
+    }
+
+    /// Hands what waits over to the connection. Releases go together, behind what asks for other locks.
+    pub(super) fn write(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let since = self.clock.now();
+        if self.sent.is_empty() {
+            self.silent_since = Timer::now();
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for errand in waiting.drain(..) {
+            match errand {
+                Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command) => {
+                    job.reply.answer(Answer::Unknown(Unknown::Refused(refusal)));
+                }
+                Errand::Job(mut job) => {
+                    if job.form == Form::Hashed {
+                        job.form = self.link.form;
+                    }
+                    let key = job.command.key();
+                    let has_lists = self.messages.lists(&self.link, key) != Lists::Closed;
+                    job.has_list = has_lists && job.command.concerns_list();
+                    let goes_together = job.goes_together();
+                    let keeps_its_place = !goes_together && !job.may_come_before_releases();
+                    if keeps_its_place || self.releases.keys.contains(key) {
+                        self.write_releases(since);
+                    }
+                    if goes_together {
+                        let goes_with = |other: &Job| are_judged_alike(&other.command, &job.command);
+                        let is_full = self.releases.jobs.len() == MOST_TOGETHER;
+                        if is_full || !self.releases.jobs.last().is_none_or(goes_with) {
+                            self.write_releases(since);
+                        }
+                        self.releases.push(job);
+                        continue;
+                    }
+                    if self.link.tells && job.is_watching {
+                        let mut out = Writer(self.link.connection.outgoing());
+                        out.command(3);
+                        [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
+                        self.sent.push_back(Sent::Remark);
+                    }
+                    write_job(&mut self.link, &self.messages, &job, job.form);
+                    self.sent.push_back(Sent::Job { job, since });
+                }
+                Errand::Question(question, reply) => {
+                    self.link.connection.outgoing().extend(question.get_packed_command());
+                    self.sent.push_back(Sent::Question(reply));
+                }
+            }
+        }
+        self.write_releases(since);
+        self.waiting = waiting;
+    }
+
+    /// Of a single one the server takes the plain script in less time.
+    fn write_releases(&mut self, since: Instant) {
+        let Traffic { link, sent, messages, releases, .. } = self;
+        match &releases.jobs[..] {
+            [] => return,
+            [job] => write_job(link, messages, job, job.form),
+            [first, rest @ ..] => {
+                let is_known = first.form == Form::Hashed && rest.iter().all(|job| job.form == Form::Hashed);
+                let form = if is_known { Form::Hashed } else { Form::Full };
+                let lists = messages.lists(link, first.command.key());
+                let process = link.run_id.as_deref().unwrap_or_default();
+                let commands = releases.jobs.iter().map(|job| &job.command);
+                let mut out = Writer(link.connection.outgoing());
+                encode_together(commands, form, (lists, process), &mut out);
+                sent.push_back(Sent::Together(releases.jobs.len()));
+            }
+        }
+        sent.extend(releases.drain().map(|job| Sent::Job { job, since }));
+    }
+
+    /// Why the server is not asked at all.
+    fn objection_to(&self, command: &Command) -> Option<Refusal> {
+        match command {
+            // It would compare with nothing.
+            Command::Observe { .. } | Command::Enrol { .. } if self.link.run_id.is_none() => {
+                Some(Refusal::Nameless)
+            }
+            // What it throws away, its marker stands for.
+            Command::Propose { .. } if self.link.evicts_by.is_some() && !self.may_evict => {
+                Some(Refusal::Evicts)
+            }
+            _ => None,
+        }
+    }
+
+    /// Before a connection that does not answer is let go, the releases that wait are written on it: there, they come
+    /// after the keys that they release, if the server ever reads them.
+    pub(super) fn bid_farewell(&mut self, context: &mut Context<'_>) {
+        let releases = self.waiting.iter().filter_map(Errand::job);
+        for job in releases.filter(|job| matches!(job.command, Command::Release { .. })) {
+            write_job(&mut self.link, &self.messages, job, Form::Full);
+        }
+        // As far as the socket takes it. An answer is not expected.
+        self.link.connection.send_what_can_be_sent(context);
+    }
+}
+
+fn write_job(link: &mut Link, messages: &Messages, job: &Job, form: Form) {
+    let lists = messages.lists(link, job.command.key());
+    let process = link.run_id.as_deref().unwrap_or_default();
+    encode(&job.command, form, (lists, process), &mut Writer(link.connection.outgoing()));
+}
+
+impl Job {
+    pub(super) fn new(command: Command, reply: Reply) -> Self {
+        let is_watching = matches!(command, Command::Extend { .. });
+        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, is_alone: false }
+    }
+
+    /// Reads a key for nothing else but to watch it.
+    pub(super) fn watching(watch: Arc<Watch>) -> Self {
+        let command = Command::Inspect { key: watch.key.clone() };
+        Job { is_watching: true, ..Job::new(command, Reply::new(watch, RoundId(0), 0)) }
+    }
+
+    /// Whether this is the release of a holder behind which another one of this client comes right away.
+    fn hands_over(&self) -> bool {
+        matches!(self.command, Command::Release { wake: Wake::NobodyYet, .. })
+    }
+
+    /// Whether this is a release that may go out in one call with others.
+    fn goes_together(&self) -> bool {
+        self.has_list && !self.is_alone && simple_release(&self.command).is_some()
+    }
+
+    /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
+    fn may_come_before_releases(&self) -> bool {
+        matches!(
+            self.command,
+            Command::Acquire { .. }
+                | Command::Extend { .. }
+                | Command::Propose { .. }
+                | Command::Raise { .. }
+        )
+    }
+
+    /// Whether this releases what the other one, a script, sets or extends.
+    pub(super) fn releases(&self, other: &Job) -> bool {
+        let Command::Release { value: released, .. } = &self.command else { return false };
+        match &other.command {
+            Command::Extend { value, .. } | Command::Propose { value, .. } | Command::Raise { value, .. } => {
+                released == value
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Sent {
+    pub(super) fn job(&self) -> Option<&Job> {
+        match self {
+            Sent::Job { job, .. } => Some(job),
+            Sent::Together(_) | Sent::Question(_) | Sent::Remark => None,
+        }
+    }
+}
+
+impl Errand {
+    /// Whether another holder of this client comes right behind it.
+    pub(super) fn hands_over(&self) -> bool {
+        self.job().is_some_and(Job::hands_over)
+    }
+
+    pub(super) fn job(&self) -> Option<&Job> {
+        match self {
+            Errand::Job(job) => Some(job),
+            Errand::Question(..) => None,
+        }
+    }
+}
+
+/// Releases that are about to go out together, each of another lock.
+#[derive(Default)]
+struct Gathered {
+    jobs: Vec<Job>,
+    /// Of which locks: asked for each command that goes before them.
+    keys: HashSet<Key, RandomState>,
+}
+
+impl Gathered {
+    fn push(&mut self, job: Job) {
+        self.keys.insert(job.command.key().clone());
+        self.jobs.push(job);
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Job> {
+        self.keys.clear();
+        self.jobs.drain(..)
+    }
+}
