@@ -1,0 +1,119 @@
+//! A client with one node that asks for one thing after the other sends each command there and then, without a turn of the task of
+//! its node. Nothing of what the task would have done is missed by that.
+#![cfg(feature = "redis")]
+
+mod harness;
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::future::join;
+use futures::poll;
+use harness::proxy::{Proxy, Way};
+use harness::{Cluster, LONG_TTL, over, promptly, until};
+use redlock_quorum::{AcquireError, Redlock, ReleaseOutcome};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
+
+fn on_one_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Has taken and given back one lock after the other for a while.
+async fn is_alone(redlock: &Redlock) {
+    for _ in 0..5 {
+        let guard = promptly(redlock.mutex("before").acquire()).await.expect("free");
+        assert_eq!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    }
+}
+
+#[tokio::test]
+async fn a_command_is_carried_out_before_anybody_else_has_a_turn() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    is_alone(&redlock).await;
+    let mutex = redlock.mutex("job");
+    let mut acquiring = pin!(mutex.acquire());
+    assert!(poll!(&mut acquiring).is_pending());
+    // Nothing else runs on this thread until the other one has seen the key.
+    let seen = std::thread::scope(|scope| {
+        let look = || {
+            let stands = async || cluster.servers[0].value("redlock:job").await.is_some();
+            on_one_thread().block_on(until("the key stands", stands));
+        };
+        scope.spawn(look).join()
+    });
+    seen.expect("no panic");
+    drop(promptly(acquiring).await.expect("free"));
+    cluster.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_is_dropped_right_after_it_was_sent_is_rolled_back_behind_it() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    for _ in 0..20 {
+        is_alone(&redlock).await;
+        let mutex = redlock.mutex("job").ttl(LONG_TTL);
+        let mut acquiring = Box::pin(mutex.acquire());
+        assert!(poll!(&mut acquiring).is_pending());
+        drop(acquiring);
+        // Behind both comes what asks next.
+        drop(promptly(mutex.acquire()).await.expect("free again"));
+    }
+    cluster.assert_nothing_left().await;
+}
+
+/// The release was left to the task, since somebody comes right behind: what comes is not sent past it.
+#[tokio::test]
+async fn who_comes_right_behind_a_holder_does_not_overtake_its_release() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.redlock().await;
+    is_alone(&redlock).await;
+    let mutex = redlock.mutex("job");
+    let guard = promptly(mutex.acquire()).await.expect("free");
+    let mut next = Box::pin(mutex.acquire());
+    assert!(poll!(&mut next).is_pending());
+    let asked = cluster.servers[0].calls("set").await;
+    let (release, next) = promptly(join(guard.release(), next)).await;
+    assert_eq!(release.outcome, ReleaseOutcome::Released);
+    assert_eq!(cluster.servers[0].calls("set").await, asked + 1, "it was free when it was asked for");
+    drop(next.expect("its turn"));
+    cluster.assert_nothing_left().await;
+}
+
+/// The task of the node has long stopped to look for a silence when the release is sent past it. The holder may not be told of
+/// changes here: what is asked for that purpose would end its being alone.
+#[tokio::test]
+async fn a_release_that_gets_lost_is_sent_again_although_nobody_asks_for_anything_else() {
+    let cluster = Cluster::start(1).await;
+    let server = &cluster.servers[0];
+    server.type_in::<()>("ACL SETUSER default -client|tracking").await;
+    let proxy = Proxy::before(server.port()).await;
+    let node_timeout = Duration::from_millis(100);
+    let redlock = over([proxy.address()]).node_timeout(node_timeout).connect().await.expect("a node");
+    is_alone(&redlock).await;
+    let guard = promptly(redlock.mutex("job").ttl(LONG_TTL).acquire()).await.expect("free");
+    sleep(node_timeout * 7).await;
+    proxy.swallow([Way::ToServer]);
+    assert_ne!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
+    assert!(server.value("redlock:job").await.is_some());
+    proxy.heal();
+    until("it is released", async || server.value("redlock:job").await.is_none()).await;
+}
+
+#[test]
+fn who_asks_when_the_runtime_of_the_node_is_gone_is_told_at_once() {
+    let (elsewhere, here) = (on_one_thread(), on_one_thread());
+    let (cluster, redlock) = elsewhere.block_on(async {
+        let cluster = Cluster::start(1).await;
+        let redlock = cluster.redlock().await;
+        is_alone(&redlock).await;
+        (cluster, redlock)
+    });
+    drop(elsewhere);
+    let refused = here.block_on(promptly(redlock.mutex("job").try_acquire())).expect_err("nobody is there");
+    assert!(matches!(refused, AcquireError::NoQuorum { .. }), "{refused:?}");
+    assert!(format!("{refused:#}").contains("connection lost"), "{refused:#}");
+    drop(cluster);
+}
