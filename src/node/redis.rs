@@ -1,7 +1,8 @@
-//! A Redis or Valkey server as a node: a task that owns the one connection to it.
+//! A Redis or Valkey server as a node: a task that keeps the one connection to it.
 //!
 //! All commands that have come are sent in one write, nearly in order: of those that ask for locks, and only of those, releases of
-//! others may come behind. The task never waits for an answer before it sends the next.
+//! others may come behind. The task never waits for an answer before it sends the next. A client that is alone with its only node
+//! sends past the task.
 //! While the connection is down commands are refused at once, and the connection is tried again after every kind of error, for
 //! ever. Nothing is sent twice, with three exceptions: a release that was not answered is sent first when the connection is
 //! back, what a server refused for want of a script is sent again with the script, and releases that it refused together are sent
