@@ -4,15 +4,17 @@
 
 mod harness;
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::future::join;
 use futures::poll;
 use harness::proxy::{Proxy, Way};
-use harness::{Cluster, LONG_TTL, over, promptly, until};
+use harness::{Cluster, LONG_TTL, PROMPT, over, promptly, until};
 use redlock_quorum::{AcquireError, Redlock, ReleaseOutcome};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 fn on_one_thread() -> Runtime {
@@ -70,15 +72,63 @@ async fn who_comes_right_behind_a_holder_does_not_overtake_its_release() {
     let cluster = Cluster::start(1).await;
     let redlock = cluster.redlock().await;
     is_alone(&redlock).await;
+    let asked = cluster.servers[0].calls("set").await;
     let mutex = redlock.mutex("job");
     let guard = promptly(mutex.acquire()).await.expect("free");
     let mut next = Box::pin(mutex.acquire());
     assert!(poll!(&mut next).is_pending());
-    let asked = cluster.servers[0].calls("set").await;
     let (release, next) = promptly(join(guard.release(), next)).await;
     assert_eq!(release.outcome, ReleaseOutcome::Released);
-    assert_eq!(cluster.servers[0].calls("set").await, asked + 1, "it was free when it was asked for");
+    assert_eq!(cluster.servers[0].calls("set").await, asked + 2, "it was free when it was asked for");
     drop(next.expect("its turn"));
+    cluster.assert_nothing_left().await;
+}
+
+/// A task that has had its share of the runtime's time may not write to a socket: then what it sends is left to the node's.
+#[tokio::test]
+async fn what_the_runtime_does_not_let_a_caller_send_is_sent_for_it() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.builder().node_timeout(PROMPT).ttl(PROMPT * 6).connect().await.expect("a node");
+    is_alone(&redlock).await;
+    let (sender, mut busy) = mpsc::unbounded_channel();
+    (0..1_000).for_each(|number| sender.send(number).expect("it is there"));
+    let mutex = redlock.mutex("job");
+    let mut acquiring = pin!(mutex.try_acquire());
+    let mut has_begun = false;
+    let acquired = poll_fn(|context| {
+        if !std::mem::replace(&mut has_begun, true) {
+            while busy.poll_recv(context).is_ready() {}
+        }
+        acquiring.as_mut().poll(context)
+    });
+    let guard = promptly(acquired).await.expect("it answers").expect("free");
+    assert!(!busy.is_empty(), "the share was used up first");
+    drop(guard);
+    cluster.assert_nothing_left().await;
+}
+
+/// Dropped, a guard has sent its release before anybody can ask again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_several_threads_each_finds_free_what_it_has_let_go() {
+    let cluster = Cluster::start(1).await;
+    let redlock = cluster.builder().ttl(LONG_TTL).connect().await.expect("a node");
+    let work = |number: u64| {
+        let mutex = redlock.mutex(format!("job-{number}"));
+        async move {
+            for round in 0..300 {
+                let guard = promptly(mutex.try_acquire()).await.expect("it answers");
+                drop(guard.unwrap_or_else(|| panic!("not free in round {round}")));
+                // One after the other is alone now and then.
+                if round % 20 == number {
+                    sleep(Duration::from_millis(2)).await;
+                }
+            }
+        }
+    };
+    let workers: Vec<_> = (0..3).map(|number| tokio::spawn(work(number))).collect();
+    for worker in workers {
+        worker.await.expect("no panic");
+    }
     cluster.assert_nothing_left().await;
 }
 
@@ -90,11 +140,11 @@ async fn a_release_that_gets_lost_is_sent_again_although_nobody_asks_for_anythin
     let server = &cluster.servers[0];
     server.type_in::<()>("ACL SETUSER default -client|tracking").await;
     let proxy = Proxy::before(server.port()).await;
-    let node_timeout = Duration::from_millis(100);
+    let node_timeout = Duration::from_millis(300);
     let redlock = over([proxy.address()]).node_timeout(node_timeout).connect().await.expect("a node");
     is_alone(&redlock).await;
     let guard = promptly(redlock.mutex("job").ttl(LONG_TTL).acquire()).await.expect("free");
-    sleep(node_timeout * 7).await;
+    sleep(node_timeout * 4).await;
     proxy.swallow([Way::ToServer]);
     assert_ne!(promptly(guard.release()).await.outcome, ReleaseOutcome::Released);
     assert!(server.value("redlock:job").await.is_some());

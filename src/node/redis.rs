@@ -562,7 +562,7 @@ impl Actor {
             }
             traffic.write();
             if !traffic.alarm_is_set && !traffic.sent.is_empty() {
-                service.alarm.as_mut().reset(traffic.silent_since + patience);
+                service.look_at_silence_in(patience.saturating_sub(traffic.silent_since.elapsed()));
                 traffic.alarm_is_set = true;
             }
             if self.abandoned && traffic.sent.is_empty() && self.owed.is_empty(self.clock.now()) {
@@ -604,7 +604,7 @@ impl Actor {
                     traffic.bid_farewell(context);
                     return Poll::Ready(Ok("no answer for three node timeouts"));
                 } else {
-                    service.alarm.as_mut().reset(traffic.silent_since + patience);
+                    service.look_at_silence_in(patience.saturating_sub(traffic.silent_since.elapsed()));
                 }
                 continue;
             }
@@ -628,7 +628,7 @@ impl Actor {
         traffic.waiting.extend(again);
         // What is no answer keeps no connection alive.
         if traffic.sent.len() < unanswered {
-            traffic.silent_since = Timer::now();
+            traffic.silent_since = std::time::Instant::now();
             // With several nodes nothing is saved: their writes come one after the other all the same.
             let was_alone = self.is_only_node && unanswered == 1;
             traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
@@ -787,6 +787,12 @@ impl Drop for Actor {
             drop(errand);
         }
         drop(desk.traffic.take());
+    }
+}
+
+impl Service {
+    fn look_at_silence_in(&mut self, span: Duration) {
+        self.alarm.as_mut().reset(Timer::now() + span);
     }
 }
 

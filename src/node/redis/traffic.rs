@@ -8,7 +8,6 @@ use std::task::{Context, Waker};
 use foldhash::fast::RandomState;
 use redis::{Cmd, Value as Wire};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant as Timer;
 
 use super::handshake::Link;
 use super::messages::Messages;
@@ -28,7 +27,7 @@ const MOST_TOGETHER: usize = 64;
 const ALONE: u32 = 4;
 
 /// What the task of a node shares with those who submit commands to it. Whoever finds it locked leaves an errand: only the task
-/// waits for it.
+/// waits for it, for as long as it takes to write one command.
 pub(super) struct Desk {
     pub(super) inbox: mpsc::UnboundedReceiver<Errand>,
     /// While there is a connection.
@@ -72,8 +71,8 @@ pub(super) struct Traffic {
     pub(super) link: Link,
     pub(super) waiting: Vec<Errand>,
     pub(super) sent: VecDeque<Sent>,
-    /// Since when nothing was heard, although something is to be heard.
-    pub(super) silent_since: Timer,
+    /// Since when nothing was heard, although something is to be heard. Not by the clock of a runtime: whoever submits may have another.
+    pub(super) silent_since: std::time::Instant,
     /// The task looks after a silence.
     pub(super) alarm_is_set: bool,
     /// The task lets others run before it sends: they are about to send more.
@@ -114,7 +113,7 @@ impl Traffic {
             link,
             waiting: Vec::new(),
             sent: VecDeque::new(),
-            silent_since: Timer::now(),
+            silent_since: std::time::Instant::now(),
             alarm_is_set: false,
             others_first: false,
             lone_answers: 0,
@@ -150,15 +149,16 @@ impl Traffic {
         }
         let since = self.clock.now();
         if self.sent.is_empty() {
-            self.silent_since = Timer::now();
+            self.silent_since = std::time::Instant::now();
         }
         let mut waiting = std::mem::take(&mut self.waiting);
         for errand in waiting.drain(..) {
             match errand {
-                Errand::Job(job) if let Some(refusal) = self.objection_to(&job.command) => {
-                    job.reply.answer(Answer::Unknown(Unknown::Refused(refusal)));
-                }
                 Errand::Job(mut job) => {
+                    if let Some(refusal) = self.objection_to(&job.command) {
+                        job.reply.answer(Answer::Unknown(Unknown::Refused(refusal)));
+                        continue;
+                    }
                     if job.form == Form::Hashed {
                         job.form = self.link.form;
                     }
