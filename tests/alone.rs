@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::future::join;
 use futures::poll;
 use harness::proxy::{Proxy, Way};
-use harness::{Cluster, LONG_TTL, PROMPT, over, promptly, until};
+use harness::{Cluster, LONG_TTL, PROMPT, SILENT, over, promptly, until};
 use redlock_quorum::{AcquireError, Redlock, ReleaseOutcome};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
@@ -133,9 +133,8 @@ async fn on_several_threads_each_finds_free_what_it_has_let_go() {
 /// changes here: what is asked for that purpose would end its being alone.
 #[tokio::test]
 async fn a_release_that_gets_lost_is_sent_again_although_nobody_asks_for_anything_else() {
-    let cluster = Cluster::start(1).await;
+    let cluster = Cluster::start_with(1, &SILENT).await;
     let server = &cluster.servers[0];
-    server.type_in::<()>("ACL SETUSER default -client|tracking").await;
     let proxy = Proxy::before(server.port()).await;
     let node_timeout = Duration::from_millis(300);
     let redlock = over([proxy.address()]).node_timeout(node_timeout).connect().await.expect("a node");

@@ -108,7 +108,7 @@ async fn drop_at_many_moments() {
         for round in 0..ROUNDS {
             if nodes == 1 {
                 // Who was alone with an only node for a while sends past its task.
-                for _ in 0..2 {
+                for _ in 0..4 {
                     drop(promptly(acquired(&redlock.mutex("before")).await.release()).await);
                 }
             }
