@@ -343,7 +343,9 @@ struct Service {
     pause: Duration,
     /// How many of the releases that are owed are still to be asked for.
     to_ask: usize,
-    /// Others had their turn.
+    /// Others run before it sends: they are about to send more.
+    others_first: bool,
+    /// They had their turn.
     has_yielded: bool,
 }
 
@@ -521,6 +523,7 @@ impl Actor {
             ask_again_is_set: false,
             pause: self.timeouts.node,
             to_ask: 0,
+            others_first: false,
             has_yielded: false,
         }
     }
@@ -539,7 +542,7 @@ impl Actor {
             traffic.task = context.waker().clone();
         }
         loop {
-            while traffic.others_first {
+            while service.others_first {
                 // Those who are about to send more come first, so that it all goes out in one write. Unlike tokio's own way to let
                 // others run this does not go round by the timers and sockets, which costs a call of the kernel.
                 if !std::mem::replace(&mut service.has_yielded, true) {
@@ -553,7 +556,7 @@ impl Actor {
                 {
                     traffic.waiting.push(errand);
                 }
-                traffic.others_first = traffic.waiting[known..].iter().any(Errand::hands_over);
+                service.others_first = traffic.waiting[known..].iter().any(Errand::hands_over);
             }
             if traffic.waiting.is_empty() && service.to_ask > 0 {
                 traffic.waiting.extend(self.owed_errands(service.to_ask.min(MOST_COMMANDS)));
@@ -591,7 +594,7 @@ impl Actor {
                     inbox.poll_recv_many(context, &mut traffic.waiting, MOST_COMMANDS)
             {
                 self.abandoned = received == 0;
-                traffic.others_first = self.has_company || traffic.waiting.iter().any(Errand::hands_over);
+                service.others_first = self.has_company || traffic.waiting.iter().any(Errand::hands_over);
                 continue;
             }
             if traffic.alarm_is_set && service.alarm.as_mut().poll(context).is_ready() {
@@ -632,7 +635,7 @@ impl Actor {
             // With several nodes nothing is saved: their writes come one after the other all the same.
             let was_alone = self.is_only_node && unanswered == 1;
             traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
-            traffic.others_first = self.is_only_node;
+            service.others_first = self.is_only_node;
         }
         if is_nonsense {
             return Err("does not speak the protocol of Redis");
@@ -753,12 +756,12 @@ impl Actor {
                 Replies::Each(replies) => std::mem::replace(&mut replies[place], Wire::Nil),
                 // The script was there: whoever says so does not know what it was sent.
                 Replies::NoScript => {
-                    let is_alone = job.form == Form::Full;
-                    handed_out.again.push(Errand::Job(Job { form: Form::Full, is_alone, ..job }));
+                    let goes_by_itself = job.form == Form::Full;
+                    handed_out.again.push(Errand::Job(Job { form: Form::Full, goes_by_itself, ..job }));
                     continue;
                 }
                 Replies::Refused => {
-                    handed_out.again.push(Errand::Job(Job { is_alone: true, ..job }));
+                    handed_out.again.push(Errand::Job(Job { goes_by_itself: true, ..job }));
                     continue;
                 }
             };

@@ -51,7 +51,7 @@ pub(super) struct Job {
     /// Sent with what concerns the wait list.
     pub(super) has_list: bool,
     /// Refused together with others.
-    pub(super) is_alone: bool,
+    pub(super) goes_by_itself: bool,
 }
 
 /// What was sent and is not answered, in the order in which the answers will come.
@@ -75,8 +75,6 @@ pub(super) struct Traffic {
     pub(super) silent_since: std::time::Instant,
     /// The task looks after a silence.
     pub(super) alarm_is_set: bool,
-    /// The task lets others run before it sends: they are about to send more.
-    pub(super) others_first: bool,
     /// So many answers came in a row of which each was the only one that was to come, from the only node.
     pub(super) lone_answers: u32,
     /// Wakes the task.
@@ -115,7 +113,6 @@ impl Traffic {
             sent: VecDeque::new(),
             silent_since: std::time::Instant::now(),
             alarm_is_set: false,
-            others_first: false,
             lone_answers: 0,
             task: Waker::noop().clone(),
             messages,
@@ -254,7 +251,7 @@ fn write_job(link: &mut Link, messages: &Messages, job: &Job, form: Form) {
 impl Job {
     pub(super) fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, is_alone: false }
+        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, goes_by_itself: false }
     }
 
     /// Reads a key for nothing else but to watch it.
@@ -270,7 +267,7 @@ impl Job {
 
     /// Whether this is a release that may go out in one call with others.
     fn goes_together(&self) -> bool {
-        self.has_list && !self.is_alone && simple_release(&self.command).is_some()
+        self.has_list && !self.goes_by_itself && simple_release(&self.command).is_some()
     }
 
     /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
