@@ -62,7 +62,12 @@ async fn one_block(case: &Case, program: &Program, nodes: &[String], block: usiz
     let before = Work::of(nodes);
     let outcome = perform(case, program, nodes).await;
     let work = Work::of(nodes).since(&before);
-    record(case, program, block, outcome.map(|outcome| figures(case, &outcome, &work)))
+    // Nothing that was done is no figure that may be left out.
+    let done = outcome.and_then(|outcome| match outcome.count() {
+        0 => Err("has done nothing".to_owned()),
+        _ => Ok(figures(case, &outcome, &work)),
+    });
+    record(case, program, block, done)
 }
 
 /// A block in which nothing else is measured: the servers are slower while they tell what they are sent.

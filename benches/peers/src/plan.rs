@@ -147,7 +147,10 @@ pub fn key(work: &str, nodes: usize, tasks: usize) -> String {
     format!("{work} N={nodes} tasks={tasks}")
 }
 
-/// All that is measured; in about a quarter of an hour, or in two minutes with less certainty.
+const RUST_AND_REDSYNC: [&str; 7] =
+    ["ours-1", "rslock-1", "wire-1", "redsync", "ours-2", "rslock-2", "wire-2"];
+
+/// All that is measured; in about half an hour, or in three minutes with less certainty.
 pub fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |work, nodes, tasks, programs: &[&'static str], blocks: usize, seconds: f64| {
@@ -161,10 +164,11 @@ pub fn cases(quick: bool) -> Vec<Case> {
             3 => &["fenced-1"],
             _ => &[],
         };
-        let ours = ["ours-1", "rslock-1", "wire-1", "redsync", "ours-2", "rslock-2", "wire-2"];
-        add("pairs", nodes, 1, &[&ours[..], single].concat(), 12, 0.3);
-        add("pairs", nodes, 16, &[&ours[..], &["together-1"], single].concat(), 4, 0.25);
-        add("pairs", nodes, 64, &[&ours[..], &["together-1"], single].concat(), 12, 0.25);
+        // With one node little lies between them, so there are more turns.
+        let turns = if nodes == 1 { 24 } else { 12 };
+        add("pairs", nodes, 1, &[&RUST_AND_REDSYNC[..], single].concat(), turns, 0.3);
+        add("pairs", nodes, 16, &[&RUST_AND_REDSYNC[..], &["together-1"], single].concat(), 4, 0.25);
+        add("pairs", nodes, 64, &[&RUST_AND_REDSYNC[..], &["together-1"], single].concat(), 12, 0.25);
         add(
             "pairs",
             nodes,
@@ -196,9 +200,14 @@ pub fn cases(quick: bool) -> Vec<Case> {
         add("round", nodes, 1, &["round"], 5, 0.2);
         add("memory", nodes, 1, &["round"], 5, 0.2);
     }
-    for nodes in [2, 4, 6, 7, 8, 9] {
+    for nodes in [2, 4, 6, 8, 9] {
         add("pairs", nodes, 1, &["ours-1"], 4, 0.25);
         add("pairs", nodes, 64, &["ours-1", "wire-1"], 4, 0.25);
+    }
+    for tasks in [1, 16, 64, 256] {
+        add("pairs", 7, tasks, &RUST_AND_REDSYNC, 4, 0.25);
+    }
+    for nodes in [2, 4, 6, 7, 8, 9] {
         add("pairs", nodes, 64, &["counted-1"], 1, 0.2);
     }
     for held in [1, 1_000, 10_000, 50_000] {

@@ -133,9 +133,9 @@ impl<'a> Results<'a> {
             let what = format!("{local}: commands per acquire, N = {nodes}");
             // What comes beside the commands of a pair, once for each connection, is less than a hundredth.
             let spread = self.spread(&key("contended", nodes, 64), "ours-1", "commands");
-            let measured = spread.map(|Spread { low, median, high }| {
+            let measured = spread.map(|Spread { low, median, high, values }| {
                 let [low, median, high] = [low, median, high].map(|value| (value * 100.0).round() / 100.0);
-                Spread { low, median, high }
+                Spread { low, median, high, values }
             });
             rows.push(Bar {
                 what,
@@ -173,16 +173,16 @@ impl<'a> Results<'a> {
             less: true,
             measured: self.ratio(&key("handoff", 3, 2), "p50", "ours-1", "redsync"),
         });
-        let hangs =
-            ["ours-1", "ours-2", "counted-1", "counted-2", "held"].map(|program| self.failures(program));
-        let hangs = hangs.iter().sum::<usize>() as f64;
+        let of_ours = ["ours-1", "ours-2", "fenced-1", "counted-1", "counted-2", "held", "round"];
+        let hangs = of_ours.map(|program| self.failures(program)).iter().sum::<usize>() as f64;
+        let blocks = self.records.iter().filter(|record| of_ours.contains(&record.program.as_str())).count();
         rows.push(Bar {
             what: "hangs and other failures, in all blocks".into(),
             against: "absolute".into(),
             least: 0.0,
             aim: 0.0,
             less: true,
-            measured: Spread::of(&[hangs]),
+            measured: Spread::of(&[hangs]).map(|hangs| Spread { values: blocks, ..hangs }),
         });
         let one_key = key("loop", 1, 2);
         for (peer, name) in [("redislock", "bsm/redislock"), ("rueidislock", "rueidislock")] {
@@ -205,7 +205,7 @@ impl<'a> Results<'a> {
     /// The table with what is asked.
     fn table_of_bars(&self) -> String {
         let mut text = String::from(
-            "| what | against | measured: median (10 to 90 %) | at least | aim | |\n|---|---|--:|--:|--:|---|\n",
+            "| what | against | measured: median (10 to 90 %) | blocks | at least | aim | |\n|---|---|--:|--:|--:|--:|---|\n",
         );
         for bar in self.bars() {
             let times = if bar.against == "absolute" { "" } else { " x" };
@@ -217,12 +217,13 @@ impl<'a> Results<'a> {
             };
             let measured =
                 bar.measured.map_or_else(|| "-".into(), |spread| format!("{}{times}", interval(spread)));
+            let blocks = bar.measured.map_or(0, |spread| spread.values);
             let least =
                 if bar.least == 0.999 { "ahead".into() } else { format!("{}{times}", short(bar.least)) };
             let Bar { what, against, aim, .. } = bar;
             writeln!(
                 text,
-                "| {what} | {against} | {measured} | {least} | {}{times} | {verdict} |",
+                "| {what} | {against} | {measured} | {blocks} | {least} | {}{times} | {verdict} |",
                 short(aim)
             )
             .expect("a string");
@@ -273,7 +274,7 @@ impl<'a> Results<'a> {
         let mut text = String::from(
             "| N | tasks | one thread | two threads | one thread, where the wire releases in one call, too |\n|--:|--:|--:|--:|--:|\n",
         );
-        for nodes in [1, 3, 5] {
+        for nodes in [1, 3, 5, 7] {
             for tasks in [1, 16, 64, 256] {
                 let share = |ours, theirs| {
                     let ratio = self.ratio(&key("pairs", nodes, tasks), "rate", ours, theirs);
@@ -350,7 +351,7 @@ impl<'a> Results<'a> {
         );
         text.push_str(&self.table_of_bars());
         text.push_str("\n## Pairs of acquire and release\n\nMedian (10 to 90 %) of the blocks; times in µs, processor time for a pair.\n\n![](pairs.svg)\n");
-        for nodes in [1, 3, 5] {
+        for nodes in [1, 3, 5, 7] {
             let case = key("pairs", nodes, 1);
             if !self.taking_part(&case).is_empty() {
                 write!(text, "\n### N = {nodes}: one after the other\n\n").expect("a string");
@@ -524,7 +525,7 @@ mod tests {
             least: 1.0,
             aim: 1.0,
             less,
-            measured: Some(Spread { low, median: (low + high) / 2.0, high }),
+            measured: Some(Spread { low, median: (low + high) / 2.0, high, values: 12 }),
         };
         assert_eq!(bar(0.5, 1.1, false).holds(1.0), Some(true));
         assert_eq!(bar(0.5, 0.9, false).holds(1.0), Some(false));

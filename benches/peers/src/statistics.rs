@@ -9,13 +9,15 @@ pub struct Spread {
     pub median: f64,
     /// A tenth is above.
     pub high: f64,
+    /// How many values there are.
+    pub values: usize,
 }
 
 impl Spread {
     /// Of these values; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let at = |part| quantile(values, part);
-        Some(Spread { low: at(0.1)?, median: at(0.5)?, high: at(0.9)? })
+        Some(Spread { low: at(0.1)?, median: at(0.5)?, high: at(0.9)?, values: values.len() })
     }
 }
 
@@ -39,6 +41,6 @@ mod tests {
         assert_eq!(quantile(&values, 0.125), Some(1.5));
         assert_eq!(quantile(&values, 1.0), Some(5.0));
         assert_eq!(quantile(&[], 0.5), None);
-        assert_eq!(Spread::of(&[7.0]), Some(Spread { low: 7.0, median: 7.0, high: 7.0 }));
+        assert_eq!(Spread::of(&[7.0]), Some(Spread { low: 7.0, median: 7.0, high: 7.0, values: 1 }));
     }
 }

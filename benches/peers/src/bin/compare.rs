@@ -80,7 +80,7 @@ fn about(servers: &Servers, records: &[Record], quick: bool) -> String {
         Some(String::from_utf8_lossy(&done.stdout).trim().to_owned())
     };
     let date = said("date", &["+%Y-%m-%d"]).unwrap_or_default();
-    let commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_default();
+    let commit = said("git", &["describe", "--always", "--dirty"]).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("?").to_owned();
@@ -100,7 +100,7 @@ fn about(servers: &Servers, records: &[Record], quick: bool) -> String {
     });
     let length = if quick { " A short run (`--quick`)." } else { "" };
     format!(
-        "Written by `benches/peers/run` on {date}, of commit {commit}: {cores} cores, loopback, independent {} without \
+        "Written by `benches/peers/run` on {date}, of {commit}: {cores} cores, loopback, independent {} without \
          persistence, load {load} at the end.{noise}{length} Absolute figures move with the machine; only ratios count. \
          [benches/README.md](../../benches/README.md) says how to read this.\n",
         servers.version()
