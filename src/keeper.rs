@@ -20,15 +20,25 @@ const MOST_AT_ONCE: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Keeper {
-    /// By the moment at which they are due; the number tells apart those due at the same moment.
-    held: Mutex<BTreeMap<(Instant, u64), Arc<Live>>>,
+    held: Mutex<Held>,
     numbers: AtomicU64,
-    /// When the task looks next at what is held, in nanoseconds. Only what is due earlier changes that: what is let go does not, or each
-    /// lock that is held for a moment would wake it.
-    looks_at: AtomicU64,
     news: Notify,
     let_go: Notify,
     stopped: AtomicBool,
+}
+
+struct Held {
+    /// By the moment at which they are due; the number tells apart those due at the same moment.
+    claims: BTreeMap<(Instant, u64), Arc<Live>>,
+    /// When the task looks next. Only what is due earlier changes that: what is let go does not, or each lock that is held for a moment
+    /// would wake it.
+    looks_at: Instant,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held { claims: BTreeMap::new(), looks_at: Instant::NEVER }
+    }
 }
 
 impl Keeper {
@@ -48,16 +58,14 @@ impl Keeper {
             return;
         }
         let mut held = lock(&self.held);
-        let former = from.and_then(|from| held.remove(&(from, live.number)));
+        let former = from.and_then(|from| held.claims.remove(&(from, live.number)));
+        let mut is_news = false;
         if let Some(due) = to {
-            held.insert((due, live.number), live.clone());
+            held.claims.insert((due, live.number), live.clone());
+            // One that should have looked before now has slept through a suspend of the machine, with a timer that may take a while yet.
+            is_news = due < held.looks_at || held.looks_at < now;
+            held.looks_at = held.looks_at.min(due);
         }
-        // Under the lock, under which the task looks and goes to sleep. One that should have looked before now has slept through a
-        // suspend of the machine, with a timer that may take a while yet.
-        let is_news = to.is_some_and(|due| {
-            let looks_at = self.looks_at.fetch_min(due.as_nanos(), Ordering::Relaxed);
-            due.as_nanos() < looks_at || looks_at < now.as_nanos()
-        });
         drop(held);
         if is_news {
             self.news.notify_one();
@@ -70,12 +78,12 @@ impl Keeper {
 
     #[cfg(test)]
     pub(crate) fn looks_at(&self) -> Instant {
-        Instant::from_nanos(self.looks_at.load(Ordering::Relaxed))
+        lock(&self.held).looks_at
     }
 
     /// All that is held, in the order in which it is due.
     pub(crate) fn held(&self) -> Vec<Arc<Live>> {
-        lock(&self.held).values().cloned().collect()
+        lock(&self.held).claims.values().cloned().collect()
     }
 
     /// Completes when nothing is held any more, or at `deadline`.
@@ -83,7 +91,7 @@ impl Keeper {
         let mut over = pin!(sleep_until(clock, deadline));
         loop {
             let let_go = self.let_go.notified();
-            if lock(&self.held).is_empty() {
+            if lock(&self.held).claims.is_empty() {
                 return;
             }
             tokio::select! {
@@ -117,20 +125,18 @@ impl Keeper {
 
     /// Claims that are due, or until when to sleep. Woken together, they go out in the same writes.
     fn due(&self, now: Instant) -> Result<Vec<Arc<Live>>, Instant> {
-        let held = lock(&self.held);
-        let looks_at = Instant::from_nanos(self.looks_at.load(Ordering::Relaxed));
-        if now < looks_at {
-            return Err(looks_at);
+        let mut held = lock(&self.held);
+        if now < held.looks_at {
+            return Err(held.looks_at);
         }
-        let next = match held.first_key_value() {
+        held.looks_at = match held.claims.first_key_value() {
             Some(((due, _), _)) if now >= *due => {
-                let due = held.range(..=(now, u64::MAX)).take(MOST_AT_ONCE);
+                let due = held.claims.range(..=(now, u64::MAX)).take(MOST_AT_ONCE);
                 return Ok(due.map(|(_, live)| live.clone()).collect());
             }
             Some(((due, _), _)) => *due,
             None => Instant::NEVER,
         };
-        self.looks_at.store(next.as_nanos(), Ordering::Relaxed);
-        Err(next)
+        Err(held.looks_at)
     }
 }

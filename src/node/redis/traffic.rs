@@ -67,6 +67,7 @@ pub(super) enum Sent {
     Remark,
 }
 
+/// What is under way on the connection that there is.
 pub(super) struct Traffic {
     pub(super) link: Link,
     pub(super) waiting: Vec<Errand>,
@@ -123,10 +124,7 @@ impl Traffic {
     }
 
     fn is_idle(&self) -> bool {
-        self.lone_answers >= ALONE
-            && self.sent.is_empty()
-            && self.waiting.is_empty()
-            && !self.link.connection.is_behind()
+        self.lone_answers >= ALONE && self.sent.is_empty() && self.waiting.is_empty()
     }
 
     fn send_at_once(&mut self, job: Job) {
