@@ -37,7 +37,7 @@ pub(crate) use self::address::{Target, check_connect_timeout};
 use self::handshake::{Hearing, Link, establish, field};
 use self::messages::Messages;
 use self::tracking::Watched;
-use self::traffic::{Desk, Errand, Job, Sent, Traffic};
+use self::traffic::{Desk, Errand, Job, MOST_COMMANDS, Sent, Traffic};
 use self::voter::Voter;
 use self::wire::{Form, Read, Replies, decode, decode_together};
 use super::owed::Owed;
@@ -57,9 +57,6 @@ use crate::protocol::time::Instant;
 use crate::protocol::time::{Drift, Ttl};
 use crate::protocol::wait::Backoff;
 use crate::sync::lock;
-
-/// Commands that are taken in before some are written, at most.
-const MOST_COMMANDS: usize = 1024;
 
 /// Answers of an only node that are handed out before what comes of them is sent: it would have nothing to do while the rest is
 /// handed out. Of several nodes those that no majority waited for are still at work then, and larger writes are worth more.
@@ -247,8 +244,8 @@ impl Node for RedisNode {
     fn submit(&self, command: Command, reply: Reply) {
         let job = Job::new(command, reply);
         let left = match self.desk.try_lock() {
-            Ok(mut desk) => desk.send_at_once(job),
-            Err(TryLockError::Poisoned(desk)) => desk.into_inner().send_at_once(job),
+            Ok(mut desk) => desk.take_on(job),
+            Err(TryLockError::Poisoned(desk)) => desk.into_inner().take_on(job),
             Err(TryLockError::WouldBlock) => Some(job),
         };
         if let Some(job) = left {
@@ -528,6 +525,11 @@ impl Actor {
         }
     }
 
+    /// Whether those who are about to send more have their turn before what has come is sent.
+    fn lets_others_go_first(&self, come: &[Errand]) -> bool {
+        !come.is_empty() && (self.has_company || come.iter().any(Errand::hands_over))
+    }
+
     /// Does all there is to do for now.
     fn go_on(
         &mut self,
@@ -540,6 +542,9 @@ impl Actor {
         let patience = self.timeouts.node * TIMEOUTS_IN_A_ROW;
         if !traffic.task.will_wake(context.waker()) {
             traffic.task = context.waker().clone();
+        }
+        if !service.others_first {
+            service.others_first = self.lets_others_go_first(&traffic.waiting);
         }
         loop {
             while service.others_first {
@@ -594,7 +599,7 @@ impl Actor {
                     inbox.poll_recv_many(context, &mut traffic.waiting, MOST_COMMANDS)
             {
                 self.abandoned = received == 0;
-                service.others_first = self.has_company || traffic.waiting.iter().any(Errand::hands_over);
+                service.others_first = self.lets_others_go_first(&traffic.waiting);
                 continue;
             }
             if traffic.alarm_is_set && service.alarm.as_mut().poll(context).is_ready() {

@@ -20,6 +20,9 @@ use crate::protocol::command::{Answer, Command, Key, Refusal, Unknown, Wake};
 use crate::protocol::round::RoundId;
 use crate::protocol::time::Instant;
 
+/// Commands that are taken in before some are written, at most.
+pub(super) const MOST_COMMANDS: usize = 1024;
+
 /// Releases that go to a server in one call, at most: it does nothing else meanwhile.
 const MOST_TOGETHER: usize = 64;
 
@@ -89,12 +92,11 @@ pub(super) struct Traffic {
 }
 
 impl Desk {
-    /// Sends a command at once if nothing is on its way or about to be, and whoever submits it seems to be alone, which saves a turn
-    /// of the task; of several who ask at the same time the others would come one write later. Otherwise the job comes back.
-    pub(super) fn send_at_once(&mut self, job: Job) -> Option<Job> {
+    /// Takes a command on, unless there is no connection, or some have come before it and are still to be taken in: then it comes back.
+    pub(super) fn take_on(&mut self, job: Job) -> Option<Job> {
         match &mut self.traffic {
-            Some(traffic) if traffic.is_idle() && self.inbox.is_empty() && !job.hands_over() => {
-                traffic.send_at_once(job);
+            Some(traffic) if self.inbox.is_empty() && traffic.waiting.len() < MOST_COMMANDS => {
+                traffic.take_on(job);
                 None
             }
             _ => Some(job),
@@ -127,8 +129,20 @@ impl Traffic {
         self.lone_answers >= ALONE && self.sent.is_empty() && self.waiting.is_empty()
     }
 
-    fn send_at_once(&mut self, job: Job) {
+    /// Leaves a command to the task, which is told of the first. Sends it at once if nothing is on its way or about to be, and whoever
+    /// submits it seems to be alone, which saves a turn of the task; of several who ask at the same time the others would come one
+    /// write later.
+    fn take_on(&mut self, job: Job) {
+        let (is_alone, is_first) = (self.is_idle() && !job.hands_over(), self.waiting.is_empty());
         self.waiting.push(Errand::Job(job));
+        if is_alone {
+            self.send_at_once();
+        } else if is_first {
+            self.task.wake_by_ref();
+        }
+    }
+
+    fn send_at_once(&mut self) {
         self.write();
         let sent = self.link.connection.send_what_can_be_sent(&mut Context::from_waker(Waker::noop()));
         // The task waits for what is left to be sent, finds out that the connection is lost, and looks after a silence.
