@@ -8,9 +8,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
-use harness::{Cluster, LONG_TTL, Server, over, promptly, soon, until};
-use redlock_quorum::{AcquireError, Guard, NodeConfig, Redlock, Severity, WakeBy};
+use futures::future::{join_all, try_join_all};
+use harness::{Cluster, LONG_TTL, SILENT, Server, over, promptly, soon, until};
+use redlock_quorum::{AcquireError, Guard, Mutex, NodeConfig, Redlock, ReleaseOutcome, Severity, WakeBy};
 use tokio::task::{JoinHandle, LocalSet};
 
 const LIST: &str = "redlock#wait:job";
@@ -117,6 +117,32 @@ async fn a_release_wakes_the_one_that_has_waited_longest_and_nobody_else() {
     promptly(guard.release()).await.ok().expect("held until now");
     nobody_is_listed(&scene.cluster).await;
     scene.cluster.assert_nothing_left().await;
+}
+
+/// A release that goes to a server in one call with others looks at the wait list of its lock, in whatever namespace.
+#[tokio::test]
+async fn releases_that_go_together_wake_who_waits_for_one_of_them() {
+    for namespace in ["redlock", ""] {
+        let cluster = Cluster::start_with(1, &SILENT).await;
+        let server = &cluster.servers[0];
+        let client = || cluster.builder().namespace(namespace).ttl(LONG_TTL).connect();
+        let (holder, other) = (client().await.expect("a node"), client().await.expect("a node"));
+        let mutexes = ["above", "job", "below"].map(|resource| holder.mutex(resource));
+        let guards = promptly(try_join_all(mutexes.iter().map(Mutex::acquire))).await.expect("free");
+        let waiting = tokio::spawn(async move { other.mutex("job").acquire().await });
+        let count = format!("ZCARD {namespace}#wait:job");
+        until("it is listed", async || server.type_in::<u64>(&count).await == 1).await;
+
+        server.type_in::<()>("CONFIG RESETSTAT").await;
+        let released = Instant::now();
+        let releases = promptly(join_all(guards.into_iter().map(Guard::release))).await;
+        assert!(releases.iter().all(|release| release.outcome == ReleaseOutcome::Released), "{releases:?}");
+        let guard = promptly(waiting).await.expect("no panic").expect("it is its turn");
+        assert!(released.elapsed() < EARLIEST_LOOK, "after {:?}", released.elapsed());
+        assert_eq!((server.calls("evalsha").await, server.calls("publish").await), (1, 1));
+        drop(guard);
+        cluster.assert_nothing_left().await;
+    }
 }
 
 /// Won without a message, a client is on the lists still, before those who came later, and is passed over.
