@@ -172,6 +172,40 @@ async fn who_hands_over_to_itself_is_not_called_by_its_own_release() {
     nobody_is_listed(&cluster).await;
 }
 
+/// The release of one and the attempt of the next go out in one write: what hands over waits for whoever comes right behind.
+#[tokio::test]
+async fn a_turn_that_is_handed_over_takes_one_write_to_each_node() {
+    const TASKS: usize = 4;
+    const TURNS: usize = 50;
+    for nodes in [1, 3] {
+        let cluster = Cluster::start_with(nodes, &SILENT).await;
+        let redlock = client(&cluster).await;
+        let reads = async || {
+            let counts =
+                join_all(cluster.servers.iter().map(|server| server.info("stats", "total_reads_processed")));
+            counts.await.iter().map(|count| count.parse().expect("a number")).collect::<Vec<usize>>()
+        };
+        let before = reads().await;
+        let tasks = (0..TASKS).map(|_| {
+            let mutex = redlock.mutex("job");
+            tokio::spawn(async move {
+                for _ in 0..TURNS {
+                    drop(mutex.acquire().await.expect("it is its turn"));
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            promptly(task).await.expect("no panic");
+        }
+        cluster.assert_nothing_left().await;
+        for (before, after) in before.into_iter().zip(reads().await) {
+            let reads = after - before;
+
+            assert!(reads < TASKS * TURNS * 3 / 2, "{reads} of {nodes} nodes for {} locks", TASKS * TURNS);
+        }
+    }
+}
+
 #[tokio::test]
 async fn tasks_of_one_client_take_turns_and_ask_each_node_twice_for_each() {
     const TASKS: usize = 64;

@@ -340,10 +340,19 @@ struct Service {
     pause: Duration,
     /// How many of the releases that are owed are still to be asked for.
     to_ask: usize,
-    /// Others run before it sends: they are about to send more.
-    others_first: bool,
-    /// They had their turn.
-    has_yielded: bool,
+    others: Others,
+}
+
+/// Those who are about to send more come before the task sends, so that it all goes out in one write. Unlike tokio's own way to let
+/// others run this does not go round by the timers and sockets, which costs a call of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// Nobody is expected.
+    Later,
+    /// They are to have their turn.
+    First,
+    /// They have it; so much waited to be sent before.
+    AtIt { known: usize },
 }
 
 impl Actor {
@@ -520,14 +529,14 @@ impl Actor {
             ask_again_is_set: false,
             pause: self.timeouts.node,
             to_ask: 0,
-            others_first: false,
-            has_yielded: false,
+            others: Others::Later,
         }
     }
 
-    /// Whether those who are about to send more have their turn before what has come is sent.
-    fn lets_others_go_first(&self, come: &[Errand]) -> bool {
-        !come.is_empty() && (self.has_company || come.iter().any(Errand::hands_over))
+    /// Who comes before what has come is sent.
+    fn others(&self, come: &[Errand]) -> Others {
+        let are_expected = !come.is_empty() && (self.has_company || come.iter().any(Errand::hands_over));
+        if are_expected { Others::First } else { Others::Later }
     }
 
     /// Does all there is to do for now.
@@ -543,25 +552,27 @@ impl Actor {
         if !traffic.task.will_wake(context.waker()) {
             traffic.task = context.waker().clone();
         }
-        if !service.others_first {
-            service.others_first = self.lets_others_go_first(&traffic.waiting);
+        if service.others == Others::Later {
+            service.others = self.others(&traffic.waiting);
         }
         loop {
-            while service.others_first {
-                // Those who are about to send more come first, so that it all goes out in one write. Unlike tokio's own way to let
-                // others run this does not go round by the timers and sockets, which costs a call of the kernel.
-                if !std::mem::replace(&mut service.has_yielded, true) {
+            match service.others {
+                Others::Later => {}
+                Others::First => {
+                    service.others = Others::AtIt { known: traffic.waiting.len() };
                     context.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                service.has_yielded = false;
-                let known = traffic.waiting.len();
-                while traffic.waiting.len() < MOST_COMMANDS
-                    && let Ok(errand) = inbox.try_recv()
-                {
-                    traffic.waiting.push(errand);
+                Others::AtIt { known } => {
+                    while traffic.waiting.len() < MOST_COMMANDS
+                        && let Ok(errand) = inbox.try_recv()
+                    {
+                        traffic.waiting.push(errand);
+                    }
+                    let one_hands_over = traffic.waiting[known..].iter().any(Errand::hands_over);
+                    service.others = if one_hands_over { Others::First } else { Others::Later };
+                    continue;
                 }
-                service.others_first = traffic.waiting[known..].iter().any(Errand::hands_over);
             }
             if traffic.waiting.is_empty() && service.to_ask > 0 {
                 traffic.waiting.extend(self.owed_errands(service.to_ask.min(MOST_COMMANDS)));
@@ -569,6 +580,10 @@ impl Actor {
                     if traffic.waiting.is_empty() { 0 } else { service.to_ask - traffic.waiting.len() };
             }
             traffic.write();
+            // All that waited was refused without being sent.
+            if traffic.sent.is_empty() && service.to_ask > 0 {
+                continue;
+            }
             if !traffic.alarm_is_set && !traffic.sent.is_empty() {
                 service.look_at_silence_in(patience.saturating_sub(traffic.silent_since.elapsed()));
                 traffic.alarm_is_set = true;
@@ -599,7 +614,7 @@ impl Actor {
                     inbox.poll_recv_many(context, &mut traffic.waiting, MOST_COMMANDS)
             {
                 self.abandoned = received == 0;
-                service.others_first = self.lets_others_go_first(&traffic.waiting);
+                service.others = self.others(&traffic.waiting);
                 continue;
             }
             if traffic.alarm_is_set && service.alarm.as_mut().poll(context).is_ready() {
@@ -616,6 +631,7 @@ impl Actor {
                 }
                 continue;
             }
+            debug_assert!(traffic.waiting.is_empty(), "nobody would send it");
             return Poll::Pending;
         }
     }
@@ -640,7 +656,9 @@ impl Actor {
             // With several nodes nothing is saved: their writes come one after the other all the same.
             let was_alone = self.is_only_node && unanswered == 1;
             traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
-            service.others_first = self.is_only_node;
+            if self.is_only_node {
+                service.others = Others::First;
+            }
         }
         if is_nonsense {
             return Err("does not speak the protocol of Redis");

@@ -73,6 +73,7 @@ pub(super) enum Sent {
 /// What is under way on the connection that there is.
 pub(super) struct Traffic {
     pub(super) link: Link,
+    /// To be sent. Whoever puts something here while the task rests wakes it.
     pub(super) waiting: Vec<Errand>,
     pub(super) sent: VecDeque<Sent>,
     /// Since when nothing was heard, although something is to be heard. Not by the clock of a runtime: whoever submits may have another.
@@ -92,7 +93,8 @@ pub(super) struct Traffic {
 }
 
 impl Desk {
-    /// Takes a command on, unless there is no connection, or some have come before it and are still to be taken in: then it comes back.
+    /// Takes a command on, unless there is no connection, or some that came before are still to be taken in, or too many wait: then it
+    /// comes back, to be left in the inbox.
     pub(super) fn take_on(&mut self, job: Job) -> Option<Job> {
         match &mut self.traffic {
             Some(traffic) if self.inbox.is_empty() && traffic.waiting.len() < MOST_COMMANDS => {
@@ -125,17 +127,17 @@ impl Traffic {
         }
     }
 
-    fn is_idle(&self) -> bool {
+    /// Nothing is on its way or about to be, and whoever asks seems to be the only one.
+    fn is_alone(&self) -> bool {
         self.lone_answers >= ALONE && self.sent.is_empty() && self.waiting.is_empty()
     }
 
-    /// Leaves a command to the task, which is told of the first. Sends it at once if nothing is on its way or about to be, and whoever
-    /// submits it seems to be alone, which saves a turn of the task; of several who ask at the same time the others would come one
-    /// write later.
+    /// Puts a command behind those that wait to be sent, and wakes the task for the first of them. Whoever is alone sends it at once,
+    /// which saves a turn of the task; of several who ask at the same time the others would come one write later.
     fn take_on(&mut self, job: Job) {
-        let (is_alone, is_first) = (self.is_idle() && !job.hands_over(), self.waiting.is_empty());
+        let (at_once, is_first) = (self.is_alone() && !job.hands_over(), self.waiting.is_empty());
         self.waiting.push(Errand::Job(job));
-        if is_alone {
+        if at_once {
             self.send_at_once();
         } else if is_first {
             self.task.wake_by_ref();
