@@ -276,6 +276,28 @@ async fn who_gives_up_leaves_the_lists_when_it_said_so() {
     nobody_is_listed(&scene.cluster).await;
 }
 
+/// What a claim asks for while an answer is handed out to it goes through the queue of the node. Whoever gives up before that was taken
+/// in leaves the list behind it.
+#[tokio::test]
+async fn who_gives_up_before_it_could_be_listed_is_not_listed() {
+    let cluster = Cluster::start(1).await;
+    let redlock = client(&cluster).await;
+    cluster.take([0], "redlock:job").await;
+    let (taken, free) = (redlock.mutex("job"), redlock.mutex("free"));
+    // A task, so that it runs before the node's when the answers have come, both at once.
+    let winner = tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            _ = taken.acquire() => panic!("it was taken"),
+            guard = free.acquire() => guard,
+        }
+    });
+    drop(promptly(winner).await.expect("no panic").expect("free"));
+    // The node answers this behind all that was sent to it before.
+    promptly(redlock.diagnose()).await;
+    assert_eq!(listed(&cluster).await, [0]);
+}
+
 #[tokio::test]
 async fn a_client_that_is_gone_is_passed_over() {
     let scene = Scene::over(3).await;
