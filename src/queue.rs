@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::protocol::command::Key;
 use crate::protocol::time::Instant;
@@ -42,7 +42,7 @@ struct Turns {
 
 /// One resource, as long as somebody is at it.
 struct Turn {
-    permit: Arc<Semaphore>,
+    permit: Semaphore,
     /// The one that has the place, and those who wait for it. Whose turn it is has left the others, even before it has run.
     present: AtomicUsize,
     state: Mutex<TurnState>,
@@ -86,7 +86,7 @@ impl Drop for Debt {
 ///
 /// The permit goes before the spot, which sees to it that nothing stays behind.
 pub(crate) struct Place {
-    permit: Option<OwnedSemaphorePermit>,
+    has_permit: bool,
     spot: Spot,
 }
 
@@ -106,18 +106,18 @@ impl Places {
     pub(crate) fn try_enter(self: &Arc<Self>, key: &Key, now: Instant) -> Option<Place> {
         let spot = self.arrive(key, now);
         let presence = Presence::begin(spot.turn(), 0).ok()?;
-        let permit = spot.turn().permit.clone().try_acquire_owned().ok()?;
+        spot.turn().permit.try_acquire().ok()?.forget();
         presence.lasts_as_long_as_the_place();
-        Some(Place { permit: Some(permit), spot })
+        Some(Place { has_permit: true, spot })
     }
 
     /// The place, when it is this caller's turn. Dropped while waiting, nobody's turn is lost.
     pub(crate) async fn enter(self: &Arc<Self>, key: &Key, now: Instant, most: usize) -> Result<Place, Full> {
         let spot = self.arrive(key, now);
         let presence = Presence::begin(spot.turn(), most)?;
-        let permit = spot.turn().permit.clone().acquire_owned().await.expect("a turn is never closed");
+        spot.turn().permit.acquire().await.expect("a turn is never closed").forget();
         presence.lasts_as_long_as_the_place();
-        Ok(Place { permit: Some(permit), spot })
+        Ok(Place { has_permit: true, spot })
     }
 
     /// Completes when nobody is at any resource: every release has been answered, or will not be.
@@ -137,7 +137,7 @@ impl Places {
             Some(turn) => turn.clone(),
             None => {
                 let state = TurnState { polite_until: turns.recall(key, now), ..TurnState::default() };
-                let (permit, state) = (Arc::new(Semaphore::new(1)), Mutex::new(state));
+                let (permit, state) = (Semaphore::new(1), Mutex::new(state));
                 let turn = Arc::new(Turn { permit, present: AtomicUsize::new(0), state });
                 turns.turns.insert(key.clone(), turn.clone());
                 turn
@@ -171,7 +171,8 @@ impl Place {
     /// The next one may have it. This one is still about, to hear what came of its release.
     pub(crate) fn give_up(&mut self) {
         // In this order: where nobody is present, the permit is there to be had.
-        if self.permit.take().is_some() {
+        if std::mem::take(&mut self.has_permit) {
+            self.spot.turn().permit.add_permits(1);
             drop(Presence(self.spot.turn()));
         }
     }
@@ -180,7 +181,7 @@ impl Place {
     /// done; it then owes them the `debt`.
     pub(crate) fn hands_over(&self, now: impl FnOnce() -> Instant, debt: impl FnOnce() -> Debt) -> bool {
         // It has let go already: whoever drops a release that was begun does so again.
-        if self.permit.is_none() {
+        if !self.has_permit {
             return false;
         }
         let turn = self.spot.turn();

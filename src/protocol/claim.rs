@@ -293,25 +293,25 @@ enum State {
     Drawing {
         next: Next,
     },
-    Attempting(Box<Attempt>),
+    Attempting(Attempt),
     /// A round tells who holds: after an attempt that failed against others, or after a wait.
     Looking {
         round: Round,
         failed: Option<Box<Round>>,
         jitter: u64,
     },
-    Held(Box<Hold>),
+    Held(Hold),
     /// The loss was told. Until the lease is over its holder may still be about to stop; then the keys are released.
     Lost {
-        hold: Box<Hold>,
+        hold: Hold,
         released: bool,
     },
     Releasing {
         round: Round,
-        hold: Box<Hold>,
+        hold: Hold,
     },
     /// With what was held, for those who still look at it.
-    Ended(Option<Box<Hold>>),
+    Ended(Option<Hold>),
 }
 
 /// What comes after a rest.
@@ -521,7 +521,7 @@ impl Claim {
     fn hold(&self) -> Option<&Hold> {
         match &self.state {
             State::Held(hold) | State::Lost { hold, .. } | State::Releasing { hold, .. } => Some(hold),
-            State::Ended(hold) => hold.as_deref(),
+            State::Ended(hold) => hold.as_ref(),
             _ => None,
         }
     }
@@ -619,7 +619,7 @@ impl Claim {
         let wish = (&self.key, &self.signature, &*self.terms);
         let prize = self.kind.prize(now);
         let attempt = Attempt::begin(wish, (next, prize), (id, draw, self.round_trip), now, out);
-        self.state = State::Attempting(Box::new(attempt));
+        self.state = State::Attempting(attempt);
     }
 
     fn judge_attempt(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -633,8 +633,8 @@ impl Claim {
         };
         self.round_trip = attempt.round_trip().unwrap_or(self.round_trip);
         match decision {
-            Decision::Won => self.won(now, *attempt, out),
-            Decision::Failed | Decision::Pending => self.failed(now, *attempt, out),
+            Decision::Won => self.won(now, attempt, out),
+            Decision::Failed | Decision::Pending => self.failed(now, attempt, out),
         }
     }
 
@@ -648,7 +648,7 @@ impl Claim {
             return self.rest(now, attempt.jitter, None, out);
         }
         self.kind.meet(now, attempt.prize.fence());
-        self.state = State::Held(Box::new(Hold::new(attempt, lease, terms, now)));
+        self.state = State::Held(Hold::new(attempt, lease, terms, now));
         out.push(Action::Tell(Notice::Won));
     }
 
@@ -991,7 +991,7 @@ impl Claim {
     fn release_everywhere(
         &mut self,
         now: Instant,
-        mut hold: Box<Hold>,
+        mut hold: Hold,
         how: (Ttl, Wake),
         out: &mut Vec<Action>,
     ) {
