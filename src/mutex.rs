@@ -417,7 +417,7 @@ impl Mutex {
             return Ok(request.clone());
         }
         check_namespace(&self.namespace)?;
-        check_resource(&self.namespace, &self.resource)?;
+        check_resource(&self.resource)?;
         let key = Key::of_lock(&self.namespace, &self.resource);
         let terms = match &self.wishes {
             Some(wishes) => Arc::new(wishes.check(&self.core.terms.nodes)?),

@@ -170,8 +170,8 @@ impl Redlock {
         Redlock { core: self.core.clone(), namespace: namespace.as_ref().into() }
     }
 
-    /// Describes a lock on `resource`: any bytes, 1 byte to 64 KiB, checked when the mutex is used; in the empty namespace none that is
-    /// the name of what is kept beside locks (`a#wait:b`, `a#fence:b`, `a#leader:b`, `a#node`). Nothing is sent: see [`Mutex`].
+    /// Describes a lock on `resource`: any bytes, 1 byte to 64 KiB, checked when the mutex is used. Nothing is sent: see
+    /// [`Mutex`].
     pub fn mutex(&self, resource: impl AsRef<[u8]>) -> Mutex {
         Mutex::new(self.core.clone(), self.namespace.clone(), resource.as_ref())
     }

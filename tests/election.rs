@@ -936,6 +936,23 @@ mod servers {
         leadership.resign().await.ok().expect("led until now");
     }
 
+    /// One of the empty namespace may have any name.
+    #[tokio::test]
+    async fn what_is_proclaimed_takes_no_lock_from_anybody() {
+        let (cluster, redlock) = started(3).await;
+        let other = connected(cluster.builder().namespace("")).await;
+        let guard = promptly(other.mutex("redlock#leader:job").acquire()).await.expect("free");
+        let leadership = in_the_end(&candidate(&redlock, "a")).await;
+        match promptly(leadership.proclaim("here")).await {
+            Err(ProclaimError::NoQuorum(report)) => assert_eq!(report.granted(), 0, "{report:#}"),
+            other => panic!("there was no room, but: {other:?}"),
+        }
+        let release = promptly(guard.release()).await;
+        assert_eq!((release.outcome, release.report.denied()), (ReleaseOutcome::Released, 0), "{release:?}");
+        until("room", async || leadership.proclaim("here").await.is_ok()).await;
+        leadership.resign().await.ok().expect("led until now");
+    }
+
     #[tokio::test]
     async fn a_task_that_is_aborted_resigns_and_a_runtime_that_is_dropped_leaves_a_lease_at_most() {
         let _turn = one_at_a_time().await;

@@ -115,13 +115,6 @@ impl Key {
         &self.0.bytes[behind..]
     }
 
-    /// Whether a key is the marker of a namespace, or one of what stands beside its locks. No namespace has a `#` in it.
-    pub fn is_beside_locks(key: &[u8]) -> bool {
-        let Some(place) = key.iter().position(|byte| *byte == b'#') else { return false };
-        let rest = &key[place..];
-        rest == MARKER || [LIST_MARK, FENCE_MARK, LEADER_MARK].iter().any(|mark| rest.starts_with(mark))
-    }
-
     /// The lock key beside a wait list: no namespace has a `#` in it.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub fn of_wait_list(list: &[u8]) -> Option<Self> {

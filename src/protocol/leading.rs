@@ -23,14 +23,15 @@ use super::round::Round;
 /// The longest text that is proclaimed, in bytes.
 pub const LONGEST_PROCLAMATION: usize = 4_096;
 
-/// What a holder writes beside its lock: `{32 hex digits of the LeaseId}:{fence}:{revision}:{text}`.
+/// What a holder writes beside its lock: `{32 hex digits of the LeaseId}::{fence}:{revision}:{text}`. No value of a lock looks like that,
+/// since a holder is never empty: so what is proclaimed takes no lock from anybody who has one by that name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Proclamation(Arc<[u8]>);
 
 impl Proclamation {
     /// By the holder whose value stands in the lock. Of two by one holder the one with the higher revision is the later one.
     pub fn new(value: &Value, term: Fence, (revision, text): (u64, &str)) -> Self {
-        let said = format!(":{term}:{revision}:{text}");
+        let said = format!("::{term}:{revision}:{text}");
         Proclamation([lease_id(value), said.as_bytes()].concat().into())
     }
 
@@ -46,7 +47,7 @@ impl Proclamation {
 
     /// What it says, if it is by the holder whose value that is.
     pub fn by(&self, value: &Value) -> Option<Said<'_>> {
-        let said = self.0.strip_prefix(lease_id(value))?.strip_prefix(b":")?;
+        let said = self.0.strip_prefix(lease_id(value))?.strip_prefix(b"::")?;
         let mut parts = std::str::from_utf8(said).ok()?.splitn(3, ':');
         let (term, revision, text) = (parts.next()?, parts.next()?, parts.next()?);
         Some(Said { revision: revision.parse().ok()?, term: Fence::new(term.parse().ok()?), text })

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::Key;
 use super::quorum::Quorum;
 use super::time::{Drift, Ttl};
 use super::wait::{Backoff, WakeBy};
@@ -218,20 +217,14 @@ fn check_ttl(
     Ok(())
 }
 
-/// Checks what is locked: 1 byte to 64 KiB, any bytes. In the empty namespace it is the key, which must not be one that is written
-/// beside the locks of a namespace: whoever held it would lose it to that.
-pub fn check_resource(namespace: &str, resource: &[u8]) -> Result<(), SettingsError> {
+/// Checks what is locked: 1 byte to 64 KiB, any bytes.
+pub fn check_resource(resource: &[u8]) -> Result<(), SettingsError> {
     if resource.is_empty() {
         return Err(SettingsError::new("resource", "", format_args!("at least 1 byte")));
     }
     if resource.len() > LONGEST_RESOURCE {
         let value = format_args!("{} bytes", resource.len()).to_string();
         return Err(SettingsError::new("resource", value, format_args!("at most {LONGEST_RESOURCE} bytes")));
-    }
-    if namespace.is_empty() && Key::is_beside_locks(resource) {
-        let value = String::from_utf8_lossy(resource).into_owned();
-        let bound = format_args!("in the empty namespace no key that is kept beside locks");
-        return Err(SettingsError::new("resource", value, bound));
     }
     Ok(())
 }
@@ -422,9 +415,9 @@ mod tests {
     fn names_are_bounded() {
         let message = |result: Result<(), SettingsError>| result.err().map(|error| error.to_string());
         for (result, expected) in [
-            (check_resource("a", b""), "resource is \"\", but must be at least 1 byte"),
+            (check_resource(b""), "resource is \"\", but must be at least 1 byte"),
             (
-                check_resource("a", &[b'x'; LONGEST_RESOURCE + 1]),
+                check_resource(&[b'x'; LONGEST_RESOURCE + 1]),
                 "resource is \"65537 bytes\", but must be at most 65536 bytes",
             ),
             (check_namespace("a#b"), "namespace is \"a#b\", but must be without '#'"),
@@ -444,17 +437,7 @@ mod tests {
         ] {
             assert_eq!(message(result).as_deref(), Some(expected));
         }
-        assert!(check_resource("a", &[0xff; LONGEST_RESOURCE]).is_ok(), "any bytes, up to the bound");
-        for beside in ["#node", "a#node", "#wait:", "a#wait:b", "a#fence:b", "a#leader:b#c"] {
-            let expected = format!(
-                "resource is {beside:?}, but must be in the empty namespace no key that is kept beside locks"
-            );
-            assert_eq!(message(check_resource("", beside.as_bytes())), Some(expected));
-            assert!(check_resource("a", beside.as_bytes()).is_ok());
-        }
-        for other in ["a#b", "a:b#nodes", "a#b#wait:c", "#waits", "node"] {
-            assert!(check_resource("", other.as_bytes()).is_ok(), "{other:?}");
-        }
+        assert!(check_resource(&[0xff; LONGEST_RESOURCE]).is_ok(), "any bytes, up to the bound");
         assert!(check_signature("a", Some("with: colons")).is_ok());
     }
 }
