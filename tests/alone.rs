@@ -104,25 +104,28 @@ async fn what_the_runtime_does_not_let_a_caller_send_is_sent_for_it() {
     cluster.assert_nothing_left().await;
 }
 
-/// Dropped, a guard has sent its release before anybody can ask again, past the task or not: one is alone but for a moment in each
-/// millisecond, in which the other asks, too.
+/// Dropped, a guard has sent its release before anybody can ask again: past the task by one who is alone, or not, where another asks
+/// now and then from another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_several_threads_each_finds_free_what_it_has_let_go() {
     let cluster = Cluster::start(1).await;
-    let redlock = cluster.builder().ttl(LONG_TTL).connect().await.expect("a node");
+    let redlock = cluster.builder().node_timeout(PROMPT).ttl(PROMPT * 6).connect().await.expect("a node");
     let take_and_let_go = async |mutex: &Mutex| {
         let guard = promptly(mutex.try_acquire()).await.expect("it answers");
         drop(guard.expect("it was let go before"));
     };
-    let (often, seldom) = (redlock.mutex("often"), redlock.mutex("seldom"));
+    let (often, seldom, client) = (redlock.mutex("often"), redlock.mutex("seldom"), redlock.clone());
     let working = tokio::spawn(async move {
-        for _ in 0..3_000 {
-            take_and_let_go(&often).await;
+        for _ in 0..300 {
+            is_alone(&client).await;
+            for _ in 0..3 {
+                take_and_let_go(&often).await;
+            }
         }
     });
     while !working.is_finished() {
         take_and_let_go(&seldom).await;
-        sleep(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(2)).await;
     }
     working.await.expect("no panic");
     cluster.assert_nothing_left().await;
