@@ -84,8 +84,9 @@ impl Drop for Debt {
 
 /// The place at a resource. When it is [given up](Place::give_up), or dropped, it is the next one's turn.
 ///
-/// The permit goes before the spot, which sees to it that nothing stays behind.
+/// What is left of it then is the spot, which sees to it that nothing stays behind.
 pub(crate) struct Place {
+    /// It was taken out of the turn, and goes back when the place is given up.
     has_permit: bool,
     spot: Spot,
 }

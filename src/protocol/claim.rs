@@ -988,13 +988,7 @@ impl Claim {
         }
     }
 
-    fn release_everywhere(
-        &mut self,
-        now: Instant,
-        mut hold: Hold,
-        how: (Ttl, Wake),
-        out: &mut Vec<Action>,
-    ) {
+    fn release_everywhere(&mut self, now: Instant, mut hold: Hold, how: (Ttl, Wake), out: &mut Vec<Action>) {
         refuse_requests(&mut hold, out);
         let round = Round::to_all(self.next_round(), self.terms.quorum, now, self.terms.node_timeout);
         hold.end(round.id());

@@ -32,6 +32,7 @@ const ALONE: u32 = 4;
 /// What the task of a node shares with those who submit commands to it. Whoever finds it locked leaves an errand: only the task
 /// waits for it, for as long as it takes to write one command.
 pub(super) struct Desk {
+    /// What is no command, and commands that could not be [taken on](Desk::take_on).
     pub(super) inbox: mpsc::UnboundedReceiver<Errand>,
     /// While there is a connection.
     pub(super) traffic: Option<Traffic>,
