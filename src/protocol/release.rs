@@ -19,7 +19,7 @@ pub enum ReleaseOutcome {
     Expired,
     /// The lock had ended before, and another client holds the resource now.
     TakenOver,
-    /// Too few nodes answered to say. What is left of the lock ends with its ttl.
+    /// Too few nodes answered to say: with those that did not, a majority may have held the key. What is left of the lock ends with its ttl.
     Unknown,
 }
 
@@ -41,23 +41,22 @@ impl ReleaseOutcome {
         let foreign = round.count(|answer| matches!(answer, Answer::Foreign));
         let missing = round.count(|answer| matches!(answer, Answer::Missing));
         let silent = round.count(Answer::is_silence);
-        let answered = deleted + foreign + missing;
-        let pending = quorum.nodes() - answered - silent;
+        let pending = quorum.nodes() - deleted - foreign - missing - silent;
+        // Who is silent may have had the key.
+        let may_have_held = |silent| deleted + silent >= quorum.majority() || silent > quorum.spare();
 
         if deleted >= quorum.majority() {
             Some(ReleaseOutcome::Released)
         } else if foreign > quorum.spare() {
             Some(ReleaseOutcome::TakenOver)
-        } else if silent > quorum.spare() && foreign + pending <= quorum.spare() {
-            Some(ReleaseOutcome::Unknown)
-        } else if pending == 0
-            || (deleted + pending < quorum.majority()
-                && foreign + pending <= quorum.spare()
-                && answered >= quorum.majority())
-        {
-            Some(ReleaseOutcome::Expired)
-        } else {
+        } else if deleted + pending >= quorum.majority() || foreign + pending > quorum.spare() {
             None
+        } else if may_have_held(silent) {
+            Some(ReleaseOutcome::Unknown)
+        } else if may_have_held(silent + pending) {
+            None
+        } else {
+            Some(ReleaseOutcome::Expired)
         }
     }
 }
@@ -175,7 +174,12 @@ mod tests {
             ("dd.", Some(Released)),
             ("d?.", None),
             ("d??", Some(Unknown)),
-            ("d?m", Some(Expired)),
+            ("d?m", Some(Unknown)), // two may have had it
+            ("m?m", Some(Expired)),
+            ("dd?ff", Some(Unknown)),
+            ("d?mm.", None), // with the last one, three
+            ("?mm..", None),
+            ("?mmm.", Some(Expired)),
             ("dm.", None),
             ("mm.", Some(Expired)), // whatever the third says
             ("mmd", Some(Expired)),
