@@ -179,8 +179,9 @@ impl RedlockBuilder {
         self
     }
 
-    /// The first part of every key, before a colon: locks of different namespaces have nothing to do with each other. `redlock`
-    /// by default; with the empty namespace, the key is the bare resource.
+    /// The first part of every key, before a colon: locks of different namespaces have nothing to do with each other, unless one
+    /// namespace is empty or begins with the other and a colon, where two resources can come to the same key. `redlock` by default; with
+    /// the empty namespace, the key is the bare resource.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
         self

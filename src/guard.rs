@@ -409,8 +409,8 @@ pub struct Release {
 }
 
 impl Release {
-    /// Turns a lock that was not held until the release into an error. [`ReleaseOutcome::Unknown`] is none: nothing speaks
-    /// against it.
+    /// Turns a lock that was not held until the release into an error. [`ReleaseOutcome::Unknown`] is none: it may have been held. Who
+    /// must know looks for [`ReleaseOutcome::Released`].
     ///
     /// # Errors
     ///
