@@ -219,20 +219,23 @@ async fn releases_and_renewals_of_ones_own_are_no_alarm() {
 #[tokio::test]
 async fn a_delete_by_hand_is_known_in_milliseconds() {
     const ROUNDS: usize = 30;
-    let scene = Scene::over(3).await;
-    let [first, second, _] = &scene.cluster.servers[..] else { panic!("three") };
     let mut took = Vec::new();
-    for _ in 0..ROUNDS {
-        let guard = scene.held(Renewal::WhileHeld).await;
-        let begun = Instant::now();
-        let known = async {
-            promptly(guard.lost()).await;
-            begun.elapsed()
-        };
-        let ((), (known, ())) = join(first.delete(KEY), join(known, second.delete(KEY))).await;
-        took.push(known);
-        drop(guard);
-        scene.cluster.assert_nothing_left().await;
+    while took.len() < ROUNDS {
+        let scene = Scene::over(3).await;
+        let [first, second, _] = &scene.cluster.servers[..] else { panic!("three") };
+        // Of a lock that comes back more often the servers track the wait list, too.
+        for _ in 0..3 {
+            let guard = scene.held(Renewal::WhileHeld).await;
+            let begun = Instant::now();
+            let known = async {
+                promptly(guard.lost()).await;
+                begun.elapsed()
+            };
+            let ((), (known, ())) = join(first.delete(KEY), join(known, second.delete(KEY))).await;
+            took.push(known);
+            drop(guard);
+            scene.cluster.assert_nothing_left().await;
+        }
     }
     took.sort_unstable();
     let (median, worst) = (took[ROUNDS / 2], took[ROUNDS - 1]);

@@ -10,6 +10,7 @@
 
 mod address;
 mod connection;
+mod empty_lists;
 mod handshake;
 mod messages;
 mod resp;
@@ -647,15 +648,15 @@ impl Actor {
         traffic: &mut Traffic,
         is_lost: bool,
     ) -> Result<(), &'static str> {
-        let unanswered = traffic.sent.len();
+        let (unanswered, is_lone) = (traffic.sent.len(), traffic.awaits_one_answer());
         let HandedOut { again, owed_was_accepted, is_nonsense } = self.hand_out(traffic, service.standing);
         traffic.waiting.extend(again);
         // What is no answer keeps no connection alive.
         if traffic.sent.len() < unanswered {
             traffic.silent_since = std::time::Instant::now();
             // With several nodes nothing is saved: their writes come one after the other all the same.
-            let was_alone = self.is_only_node && unanswered == 1;
-            traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
+            traffic.lone_answers =
+                if self.is_only_node && is_lone { traffic.lone_answers.saturating_add(1) } else { 0 };
             if self.is_only_node {
                 service.others = Others::First;
             }
@@ -685,7 +686,9 @@ impl Actor {
         while left > 0 {
             let reply = match traffic.link.connection.next_reply() {
                 Ok(Some(Wire::Push { kind, data })) => {
-                    self.hearing.hear(&PushInfo { kind, data });
+                    let push = PushInfo { kind, data };
+                    self.hearing.hear(&push);
+                    handed_out.again.extend(traffic.hear(&push));
                     continue;
                 }
                 Ok(Some(reply)) => reply,
@@ -706,7 +709,14 @@ impl Actor {
                     self.take_in_together(traffic, releases, (reply, counts), &mut handed_out);
                 }
                 Some(Sent::Question(asker)) => drop(asker.send(reply)),
-                Some(Sent::Remark) => {}
+                Some(Sent::List { key, question }) => {
+                    traffic.empty_lists.answered(&key, question, reply == Wire::Int(0));
+                }
+                Some(Sent::Remark) => {
+                    if matches!(reply, Wire::ServerError(_)) {
+                        traffic.is_told_no_more();
+                    }
+                }
                 // It says something that nobody asked for: what comes next could be taken for another answer.
                 None => {
                     handed_out.is_nonsense = true;
@@ -741,6 +751,7 @@ impl Actor {
             Read::Answer(answer) => {
                 let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
                 handed_out.owed_was_accepted |= is_owed;
+                traffic.note(&job, &answer);
                 job.reply.answer(match job.command.rules() {
                     Rules::Plain => answer.heard(now, counts_from),
                     // The server has judged itself.
@@ -824,7 +835,7 @@ impl Service {
 
 /// What came of the answers that were handed out.
 struct HandedOut {
-    /// To be sent again.
+    /// To be sent again, or because of what was heard.
     again: Vec<Errand>,
     /// A release that was owed is carried out: the server takes them.
     owed_was_accepted: bool,

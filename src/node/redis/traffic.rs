@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use foldhash::fast::RandomState;
-use redis::{Cmd, Value as Wire};
+use redis::{Cmd, PushInfo, PushKind, Value as Wire};
 use tokio::sync::{mpsc, oneshot};
 
+use super::empty_lists::{EmptyLists, Look, Question};
 use super::handshake::Link;
 use super::messages::Messages;
 use super::resp::Writer;
@@ -67,7 +68,12 @@ pub(super) enum Sent {
     /// So many of those behind this are releases in one call, with one answer.
     Together(usize),
     Question(oneshot::Sender<Wire>),
-    /// The answer does not matter.
+    /// Whether a wait list is there.
+    List {
+        key: Key,
+        question: Question,
+    },
+    /// To be told of changes. Only a refusal matters.
     Remark,
 }
 
@@ -89,6 +95,7 @@ pub(super) struct Traffic {
     clock: Arc<dyn Clock>,
     /// Strict locks are asked for even where the server may evict them.
     may_evict: bool,
+    pub(super) empty_lists: EmptyLists,
     /// Room for those that are about to go out together.
     releases: Gathered,
 }
@@ -124,6 +131,7 @@ impl Traffic {
             messages,
             clock,
             may_evict,
+            empty_lists: EmptyLists::default(),
             releases: Gathered::default(),
         }
     }
@@ -131,6 +139,12 @@ impl Traffic {
     /// Nothing is on its way or about to be, and whoever asks seems to be the only one.
     fn is_alone(&self) -> bool {
         self.lone_answers >= ALONE && self.sent.is_empty() && self.waiting.is_empty()
+    }
+
+    /// There is one command on its way, whatever else the server was asked with it.
+    pub(super) fn awaits_one_answer(&self) -> bool {
+        let mut jobs = self.sent.iter().filter_map(Sent::job);
+        jobs.next().is_some() && jobs.next().is_none()
     }
 
     /// Puts a command behind those that wait to be sent, and wakes the task for the first of them. Whoever is alone sends it at once,
@@ -174,10 +188,10 @@ impl Traffic {
                     if job.form == Form::Hashed {
                         job.form = self.link.form;
                     }
+                    let has_lists = self.lists(job.command.key()) != Lists::Closed;
+                    job.has_list = has_lists && self.needs_list(&job.command);
+                    let goes_together = has_lists && job.goes_together();
                     let key = job.command.key();
-                    let has_lists = self.messages.lists(&self.link, key) != Lists::Closed;
-                    job.has_list = has_lists && job.command.concerns_list();
-                    let goes_together = job.goes_together();
                     let keeps_its_place = !goes_together && !job.may_come_before_releases();
                     if keeps_its_place || self.releases.keys.contains(key) {
                         self.write_releases(since);
@@ -192,12 +206,9 @@ impl Traffic {
                         continue;
                     }
                     if self.link.tells && job.is_watching {
-                        let mut out = Writer(self.link.connection.outgoing());
-                        out.command(3);
-                        [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
-                        self.sent.push_back(Sent::Remark);
+                        self.ask_to_be_told();
                     }
-                    write_job(&mut self.link, &self.messages, &job, job.form);
+                    write_job(&mut self.link, &self.messages, &job, (job.form, job.has_list));
                     self.sent.push_back(Sent::Job { job, since });
                 }
                 Errand::Question(question, reply) => {
@@ -210,16 +221,104 @@ impl Traffic {
         self.waiting = waiting;
     }
 
+    /// What may be done with the wait list of a key.
+    fn lists(&self, key: &Key) -> Lists<'_> {
+        self.messages.lists(&self.link, key)
+    }
+
+    /// Whether what concerns the wait list is sent with a command, where it may be. Before a release that comes back often the server
+    /// is asked to tell when its list is not empty any more.
+    fn needs_list(&mut self, command: &Command) -> bool {
+        match command {
+            Command::Enlist { key, .. } => self.empty_lists.forget(key),
+            Command::Release { key, .. } if command.concerns_list() => {
+                match self.empty_lists.before_release(key) {
+                    Look::Spared => return false,
+                    Look::Needed => {}
+                    Look::NeededOnceMore(question) => {
+                        self.ask_to_be_told();
+                        let key = key.clone();
+                        let list = key.wait_list().concat();
+                        self.write_parts(&[b"EXISTS", &list], Sent::List { key, question });
+                    }
+                }
+            }
+            _ => {}
+        }
+        command.concerns_list()
+    }
+
+    /// When what the next command reads is changed by somebody else.
+    fn ask_to_be_told(&mut self) {
+        self.write_parts(&[b"CLIENT", b"CACHING", b"YES"], Sent::Remark);
+    }
+
+    /// The server refuses to tell, though it was ready to when we met it.
+    pub(super) fn is_told_no_more(&mut self) {
+        self.link.tells = false;
+        self.empty_lists.forget_all();
+    }
+
+    fn write_parts(&mut self, parts: &[&[u8]], sent: Sent) {
+        let mut out = Writer(self.link.connection.outgoing());
+        out.command(parts.len());
+        parts.iter().for_each(|part| out.part(part));
+        self.sent.push_back(sent);
+    }
+
+    /// What an answer says of the wait list beside the key.
+    pub(super) fn note(&mut self, job: &Job, answer: &Answer) {
+        if let Answer::Deleted { others_wait } = answer.said()
+            && self.link.tells
+            && job.has_list
+        {
+            self.empty_lists.found(job.command.key(), *others_wait);
+        }
+    }
+
+    /// Takes in that keys have changed. If a list is among them that a release on its way does not look at, somebody may have entered
+    /// before it was carried out, and is woken behind it. Not where a waiter of this client enters behind the release: it would be taken
+    /// off the list again, and it finds the lock free itself, or held by somebody who looks.
+    pub(super) fn hear(&mut self, push: &PushInfo) -> Vec<Errand> {
+        if push.kind != PushKind::Invalidate {
+            return Vec::new();
+        }
+        let lists: Option<Vec<Key>> = match push.data.first() {
+            Some(Wire::Array(keys)) => Some(keys.iter().filter_map(lock_key_beside).collect()),
+            // Everything was deleted.
+            _ => None,
+        };
+        match &lists {
+            Some(lists) => lists.iter().for_each(|key| self.empty_lists.forget(key)),
+            None => self.empty_lists.forget_all(),
+        }
+        let sent = || self.sent.iter().filter_map(Sent::job);
+        let has_changed = |key: &&Key| lists.as_ref().is_none_or(|lists| lists.contains(key));
+        let enters = |key: &Key| {
+            let mut jobs = sent().chain(self.waiting.iter().filter_map(Errand::job));
+            jobs.any(|job| matches!(&job.command, Command::Enlist { key: list, .. } if list == key))
+        };
+        sent()
+            .filter(|job| job.spares_its_list())
+            .map(|job| job.command.key())
+            .filter(has_changed)
+            .filter(|key| !enters(key))
+            .map(|key| Errand::Job(Job::new(Command::Delist { key: key.clone() }, Reply::to_nobody())))
+            .collect()
+    }
+
     /// Of a single one the server takes the plain script in less time.
     fn write_releases(&mut self, since: Instant) {
         let Traffic { link, sent, messages, releases, .. } = self;
         match &releases.jobs[..] {
             [] => return,
-            [job] => write_job(link, messages, job, job.form),
+            [job] => write_job(link, messages, job, (job.form, job.has_list)),
             [first, rest @ ..] => {
                 let is_known = first.form == Form::Hashed && rest.iter().all(|job| job.form == Form::Hashed);
                 let form = if is_known { Form::Hashed } else { Form::Full };
-                let lists = messages.lists(link, first.command.key());
+                let need_lists = releases.jobs.iter().any(|job| job.has_list);
+                let lists =
+                    if need_lists { messages.lists(link, first.command.key()) } else { Lists::Closed };
                 let process = link.run_id.as_deref().unwrap_or_default();
                 let commands = releases.jobs.iter().map(|job| &job.command);
                 let mut out = Writer(link.connection.outgoing());
@@ -250,15 +349,23 @@ impl Traffic {
     pub(super) fn bid_farewell(&mut self, context: &mut Context<'_>) {
         let releases = self.waiting.iter().filter_map(Errand::job);
         for job in releases.filter(|job| matches!(job.command, Command::Release { .. })) {
-            write_job(&mut self.link, &self.messages, job, Form::Full);
+            write_job(&mut self.link, &self.messages, job, (Form::Full, true));
         }
         // As far as the socket takes it. An answer is not expected.
         self.link.connection.send_what_can_be_sent(context);
     }
 }
 
-fn write_job(link: &mut Link, messages: &Messages, job: &Job, form: Form) {
-    let lists = messages.lists(link, job.command.key());
+/// The lock key, if what the server names is a wait list.
+fn lock_key_beside(list: &Wire) -> Option<Key> {
+    match list {
+        Wire::BulkString(list) => Key::of_wait_list(list),
+        _ => None,
+    }
+}
+
+fn write_job(link: &mut Link, messages: &Messages, job: &Job, (form, has_list): (Form, bool)) {
+    let lists = if has_list { messages.lists(link, job.command.key()) } else { Lists::Closed };
     let process = link.run_id.as_deref().unwrap_or_default();
     encode(&job.command, form, (lists, process), &mut Writer(link.connection.outgoing()));
 }
@@ -282,7 +389,12 @@ impl Job {
 
     /// Whether this is a release that may go out in one call with others.
     fn goes_together(&self) -> bool {
-        self.has_list && !self.goes_by_itself && simple_release(&self.command).is_some()
+        !self.goes_by_itself && simple_release(&self.command).is_some()
+    }
+
+    /// Whether this is a release that was sent without a look at its wait list.
+    fn spares_its_list(&self) -> bool {
+        !self.has_list && matches!(self.command, Command::Release { .. }) && self.command.concerns_list()
     }
 
     /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
@@ -312,7 +424,7 @@ impl Sent {
     pub(super) fn job(&self) -> Option<&Job> {
         match self {
             Sent::Job { job, .. } => Some(job),
-            Sent::Together(_) | Sent::Question(_) | Sent::Remark => None,
+            Sent::Together(_) | Sent::Question(_) | Sent::List { .. } | Sent::Remark => None,
         }
     }
 }

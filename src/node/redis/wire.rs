@@ -329,7 +329,8 @@ pub(super) fn are_judged_alike(release: &Command, other: &Command) -> bool {
     release.rules() == other.rules() && (release.rules() == Rules::Plain || are_at_one_marker())
 }
 
-/// Appends several simple releases as one call. The wait lists are open, no key is named twice, and all are judged alike.
+/// Appends several simple releases as one call. No key is named twice, and all are judged alike. Where the wait lists are closed, or
+/// need not be looked at, they are left out.
 pub(super) fn encode_together<'a>(
     releases: impl ExactSizeIterator<Item = &'a Command> + Clone,
     form: Form,
@@ -339,11 +340,15 @@ pub(super) fn encode_together<'a>(
     let Some(first) = releases.clone().next() else { return };
     let judgement = Judgement { rules: first.rules(), process };
     let (more_keys, more_arguments) = judgement.size();
-    let (keys, arguments) = (2 * releases.len() + more_keys, 1 + releases.len() + more_arguments);
+    let has_lists = lists != Lists::Closed;
+    let keys = releases.len() * if has_lists { 2 } else { 1 } + more_keys;
+    let arguments = 1 + releases.len() + more_arguments;
     judgement.choose(&TOGETHER, &TOGETHER_STRICTLY).call(form, keys, arguments, out);
     let pairs = releases.map(|release| simple_release(release).expect("only those are put together"));
     pairs.clone().for_each(|(key, _)| out.part(key.as_bytes()));
-    pairs.clone().for_each(|(key, _)| out.parts(&key.wait_list()));
+    if has_lists {
+        pairs.clone().for_each(|(key, _)| out.parts(&key.wait_list()));
+    }
     judgement.key(first.key(), out);
     out.part(lists.channel().as_bytes());
     pairs.for_each(|(_, value)| out.part(value.as_bytes()));
@@ -742,16 +747,19 @@ pub(super) mod tests {
     fn releases_that_go_together_name_all_locks_before_all_lists() {
         let value = "00000000000000000000000000000001:w";
         let judged = format!("p {} 5000  ", pact().fingerprint());
-        for (rules, lists, channel, number, marker, rest) in [
-            (Rules::Plain, Lists::WokenOn("c"), "c", 4, "", ""),
-            (Rules::Plain, Lists::WakesOthers, "", 4, "", ""),
-            (Rules::Strict(pact()), Lists::WokenOn("c"), "c", 5, "redlock#node ", &*judged),
+        let wait_lists = "redlock#wait:a redlock#wait:b ";
+        for (rules, lists, channel, number, wait_lists, marker, rest) in [
+            (Rules::Plain, Lists::WokenOn("c"), "c", 4, wait_lists, "", ""),
+            (Rules::Plain, Lists::WakesOthers, "", 4, wait_lists, "", ""),
+            (Rules::Plain, Lists::Closed, "", 2, "", "", ""),
+            (Rules::Strict(pact()), Lists::WokenOn("c"), "c", 5, wait_lists, "redlock#node ", &*judged),
+            (Rules::Strict(pact()), Lists::Closed, "", 3, "", "redlock#node ", &*judged),
         ] {
             let releases = [b"a", b"b"].map(|name| release_of(Key::of_lock("redlock", name), rules));
             let mut packed = Vec::new();
             encode_together(releases.iter(), Form::Hashed, (lists, "p"), &mut Writer(&mut packed));
-            let keys = "redlock:a redlock:b redlock#wait:a redlock#wait:b";
-            let expected = format!("{number} {keys} {marker}{channel} {value} {value} {rest}");
+            let keys = format!("redlock:a redlock:b {wait_lists}{marker}");
+            let expected = format!("{number} {keys}{channel} {value} {value} {rest}");
             assert_eq!(in_words(&packed).splitn(3, ' ').nth(2), Some(&*expected));
         }
     }
