@@ -648,15 +648,15 @@ impl Actor {
         traffic: &mut Traffic,
         is_lost: bool,
     ) -> Result<(), &'static str> {
-        let (unanswered, is_lone) = (traffic.sent.len(), traffic.awaits_one_answer());
+        let unanswered = traffic.sent.len();
         let HandedOut { again, owed_was_accepted, is_nonsense } = self.hand_out(traffic, service.standing);
         traffic.waiting.extend(again);
         // What is no answer keeps no connection alive.
         if traffic.sent.len() < unanswered {
             traffic.silent_since = std::time::Instant::now();
             // With several nodes nothing is saved: their writes come one after the other all the same.
-            traffic.lone_answers =
-                if self.is_only_node && is_lone { traffic.lone_answers.saturating_add(1) } else { 0 };
+            let was_alone = self.is_only_node && unanswered == 1;
+            traffic.lone_answers = if was_alone { traffic.lone_answers.saturating_add(1) } else { 0 };
             if self.is_only_node {
                 service.others = Others::First;
             }
@@ -714,7 +714,7 @@ impl Actor {
                 }
                 Some(Sent::Remark) => {
                     if matches!(reply, Wire::ServerError(_)) {
-                        traffic.is_told_no_more();
+                        traffic.empty_lists.forget_all();
                     }
                 }
                 // It says something that nobody asked for: what comes next could be taken for another answer.
@@ -748,10 +748,10 @@ impl Actor {
                 handed_out.again.push(Errand::Job(job));
             }
             Read::Answer(Answer::Unknown(unknown)) => self.fail_job(job, since, unknown),
-            Read::Answer(answer) => {
+            Read::Answer(mut answer) => {
                 let is_owed = matches!(job.command, Command::Release { .. }) && job.reply.is_to_nobody();
                 handed_out.owed_was_accepted |= is_owed;
-                traffic.note(&job, &answer);
+                traffic.note(&job, &mut answer);
                 job.reply.answer(match job.command.rules() {
                     Rules::Plain => answer.heard(now, counts_from),
                     // The server has judged itself.

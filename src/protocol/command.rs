@@ -548,6 +548,16 @@ impl Answer {
         }
     }
 
+    /// Where it is that of a release: whether somebody else waits, or was woken.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub fn others_wait(&mut self) -> Option<&mut bool> {
+        match self {
+            Answer::Deleted { others_wait } => Some(others_wait),
+            Answer::Waiting { said, .. } | Answer::Counting { said, .. } => said.others_wait(),
+            _ => None,
+        }
+    }
+
     /// The largest fence that the node had accepted before, if it says so.
     pub fn counter(&self) -> Option<Fence> {
         match self {

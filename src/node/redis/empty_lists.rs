@@ -2,7 +2,7 @@
 //! are watched: the server says once that a list is empty, and tells when it is not any more.
 //!
 //! ```text
-//! found empty by a few releases in a row ─► asked ─► empty ─► somebody entered: forgotten
+//! found empty by many releases in a row ─► asked ─► empty ─► somebody entered: forgotten
 //! ```
 //!
 //! What a server tells comes before its answers to what it carries out later. So a release that did not look, while somebody entered the
@@ -15,18 +15,25 @@ use foldhash::fast::RandomState;
 
 use crate::protocol::command::Key;
 
-/// The server is asked about a list that so many releases in a row have found empty: where nobody comes back to a resource, or where
-/// others want it all the time, it would be asked in vain.
-const OFTEN: u32 = 4;
+/// The server is asked about a list that so many releases in a row have found empty. It costs more than a look does, and tells others who
+/// have asked that they must look again.
+const OFTEN: u32 = 64;
 
 /// Of so many lists something is known at most; then it is learned anew.
 const MOST_LISTS: usize = 4096;
 
-/// What is known of the lists at one server, by their lock keys.
+/// What is known of the lists at one server.
 #[derive(Default)]
 pub(super) struct EmptyLists {
-    known: HashMap<Key, Known, RandomState>,
+    /// By the lock keys beside them.
+    lists: HashMap<Key, List, RandomState>,
     questions: u64,
+}
+
+struct List {
+    /// How many bytes of the key are the namespace: where that is another, so is the list.
+    namespace: usize,
+    known: Known,
 }
 
 #[derive(PartialEq)]
@@ -55,13 +62,13 @@ pub(super) enum Look {
 impl EmptyLists {
     /// What a release that is about to be sent does about the list.
     pub(super) fn before_release(&mut self, key: &Key) -> Look {
-        match self.known.get_mut(key) {
+        let next = Question(self.questions);
+        match self.known(key) {
             Some(Known::Empty) => Look::Spared,
             Some(known @ Known::FoundEmpty(OFTEN)) => {
+                *known = Known::Asked(next);
                 self.questions += 1;
-                let question = Question(self.questions);
-                *known = Known::Asked(question);
-                Look::NeededOnceMore(question)
+                Look::NeededOnceMore(next)
             }
             _ => Look::Needed,
         }
@@ -73,21 +80,22 @@ impl EmptyLists {
             self.forget(key);
             return;
         }
-        match self.known.get_mut(key) {
+        match self.known(key) {
             Some(Known::FoundEmpty(times)) => *times = OFTEN.min(*times + 1),
             Some(Known::Asked(_) | Known::Empty) => {}
             None => {
-                if self.known.len() == MOST_LISTS {
-                    self.known.clear();
+                if self.lists.len() == MOST_LISTS {
+                    self.lists.clear();
                 }
-                self.known.insert(key.clone(), Known::FoundEmpty(1));
+                let (namespace, known) = (key.namespace().len(), Known::FoundEmpty(1));
+                self.lists.insert(key.clone(), List { namespace, known });
             }
         }
     }
 
     /// What the server said when it was asked.
     pub(super) fn answered(&mut self, key: &Key, question: Question, is_empty: bool) {
-        match self.known.get_mut(key) {
+        match self.known(key) {
             Some(known) if *known == Known::Asked(question) && is_empty => *known = Known::Empty,
             Some(known) if *known == Known::Asked(question) => self.forget(key),
             _ => {}
@@ -96,12 +104,17 @@ impl EmptyLists {
 
     /// Somebody enters the list, or may have.
     pub(super) fn forget(&mut self, key: &Key) {
-        self.known.remove(key);
+        self.lists.remove(key);
     }
 
-    /// The server has deleted everything, or says so.
+    /// The server has deleted everything, or does not tell.
     pub(super) fn forget_all(&mut self) {
-        self.known.clear();
+        self.lists.clear();
+    }
+
+    fn known(&mut self, key: &Key) -> Option<&mut Known> {
+        let list = self.lists.get_mut(key)?;
+        (list.namespace == key.namespace().len()).then_some(&mut list.known)
     }
 }
 
@@ -178,11 +191,26 @@ mod tests {
     }
 
     #[test]
+    fn two_lists_beside_one_key_are_told_apart() {
+        let (mut lists, one) = (EmptyLists::default(), Key::of_lock("a", b"b:c"));
+        let other = Key::of_lock("a:b", b"c");
+        assert_eq!(one, other);
+        for _ in 0..OFTEN {
+            lists.found(&one, false);
+        }
+        let question = asked(&mut lists, &one);
+        lists.answered(&one, question, true);
+        assert_eq!((lists.before_release(&one), lists.before_release(&other)), (Look::Spared, Look::Needed));
+        lists.found(&other, false);
+        assert_eq!(lists.before_release(&one), Look::Needed, "one of them is enough");
+    }
+
+    #[test]
     fn it_does_not_remember_more_and_more() {
         let mut lists = EmptyLists::default();
         for number in 0..3 * MOST_LISTS {
             lists.found(&key(&number.to_string()), false);
-            assert!(lists.known.len() <= MOST_LISTS);
+            assert!(lists.lists.len() <= MOST_LISTS);
         }
     }
 }

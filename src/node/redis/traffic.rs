@@ -14,7 +14,7 @@ use super::handshake::Link;
 use super::messages::Messages;
 use super::resp::Writer;
 use super::tracking::Watch;
-use super::wire::{Form, Lists, are_judged_alike, encode, encode_together, simple_release};
+use super::wire::{Form, Lists, are_judged_alike, encode, encode_question, encode_together, simple_release};
 use crate::clock::Clock;
 use crate::node::Reply;
 use crate::protocol::command::{Answer, Command, Key, Refusal, Unknown, Wake};
@@ -57,6 +57,8 @@ pub(super) struct Job {
     pub(super) has_list: bool,
     /// Refused together with others.
     pub(super) goes_by_itself: bool,
+    /// A release that did not look at the wait list, while somebody may have entered it.
+    pub(super) overlooks: bool,
 }
 
 /// What was sent and is not answered, in the order in which the answers will come.
@@ -139,12 +141,6 @@ impl Traffic {
     /// Nothing is on its way or about to be, and whoever asks seems to be the only one.
     fn is_alone(&self) -> bool {
         self.lone_answers >= ALONE && self.sent.is_empty() && self.waiting.is_empty()
-    }
-
-    /// There is one command on its way, whatever else the server was asked with it.
-    pub(super) fn awaits_one_answer(&self) -> bool {
-        let mut jobs = self.sent.iter().filter_map(Sent::job);
-        jobs.next().is_some() && jobs.next().is_none()
     }
 
     /// Puts a command behind those that wait to be sent, and wakes the task for the first of them. Whoever is alone sends it at once,
@@ -237,9 +233,8 @@ impl Traffic {
                     Look::Needed => {}
                     Look::NeededOnceMore(question) => {
                         self.ask_to_be_told();
-                        let key = key.clone();
-                        let list = key.wait_list().concat();
-                        self.write_parts(&[b"EXISTS", &list], Sent::List { key, question });
+                        encode_question(key, &mut Writer(self.link.connection.outgoing()));
+                        self.sent.push_back(Sent::List { key: key.clone(), question });
                     }
                 }
             }
@@ -250,28 +245,17 @@ impl Traffic {
 
     /// When what the next command reads is changed by somebody else.
     fn ask_to_be_told(&mut self) {
-        self.write_parts(&[b"CLIENT", b"CACHING", b"YES"], Sent::Remark);
-    }
-
-    /// The server refuses to tell, though it was ready to when we met it.
-    pub(super) fn is_told_no_more(&mut self) {
-        self.link.tells = false;
-        self.empty_lists.forget_all();
-    }
-
-    fn write_parts(&mut self, parts: &[&[u8]], sent: Sent) {
         let mut out = Writer(self.link.connection.outgoing());
-        out.command(parts.len());
-        parts.iter().for_each(|part| out.part(part));
-        self.sent.push_back(sent);
+        out.command(3);
+        [&b"CLIENT"[..], b"CACHING", b"YES"].iter().for_each(|part| out.part(part));
+        self.sent.push_back(Sent::Remark);
     }
 
-    /// What an answer says of the wait list beside the key.
-    pub(super) fn note(&mut self, job: &Job, answer: &Answer) {
-        if let Answer::Deleted { others_wait } = answer.said()
-            && self.link.tells
-            && job.has_list
-        {
+    /// What a release says of the wait list beside the key.
+    pub(super) fn note(&mut self, job: &Job, answer: &mut Answer) {
+        let Some(others_wait) = answer.others_wait() else { return };
+        *others_wait |= job.overlooks;
+        if self.link.tells && job.has_list {
             self.empty_lists.found(job.command.key(), *others_wait);
         }
     }
@@ -289,36 +273,47 @@ impl Traffic {
             _ => None,
         };
         match &lists {
+            Some(lists) if lists.is_empty() => return Vec::new(),
             Some(lists) => lists.iter().for_each(|key| self.empty_lists.forget(key)),
             None => self.empty_lists.forget_all(),
         }
-        let sent = || self.sent.iter().filter_map(Sent::job);
-        let has_changed = |key: &&Key| lists.as_ref().is_none_or(|lists| lists.contains(key));
-        let enters = |key: &Key| {
-            let mut jobs = sent().chain(self.waiting.iter().filter_map(Errand::job));
-            jobs.any(|job| matches!(&job.command, Command::Enlist { key: list, .. } if list == key))
-        };
-        sent()
-            .filter(|job| job.spares_its_list())
-            .map(|job| job.command.key())
-            .filter(has_changed)
-            .filter(|key| !enters(key))
-            .map(|key| Errand::Job(Job::new(Command::Delist { key: key.clone() }, Reply::to_nobody())))
-            .collect()
+        let mut overlooked = Vec::new();
+        for sent in &mut self.sent {
+            if let Sent::Job { job, .. } = sent
+                && job.spares_its_list()
+                && lists.as_ref().is_none_or(|lists| lists.contains(job.command.key()))
+            {
+                job.overlooks = true;
+                if !overlooked.contains(job.command.key()) {
+                    overlooked.push(job.command.key().clone());
+                }
+            }
+        }
+        let wake = |key| Errand::Job(Job::new(Command::Delist { key }, Reply::to_nobody()));
+        overlooked.into_iter().filter(|key| !self.enters(key)).map(wake).collect()
+    }
+
+    /// Whether a waiter of this client is about to enter the list.
+    fn enters(&self, key: &Key) -> bool {
+        let mut jobs =
+            self.sent.iter().filter_map(Sent::job).chain(self.waiting.iter().filter_map(Errand::job));
+        jobs.any(|job| matches!(&job.command, Command::Enlist { key: list, .. } if list == key))
     }
 
     /// Of a single one the server takes the plain script in less time.
     fn write_releases(&mut self, since: Instant) {
         let Traffic { link, sent, messages, releases, .. } = self;
+        if releases.jobs.iter().any(|job| job.has_list) {
+            releases.jobs.iter_mut().for_each(|job| job.has_list = true);
+        }
         match &releases.jobs[..] {
             [] => return,
             [job] => write_job(link, messages, job, (job.form, job.has_list)),
             [first, rest @ ..] => {
                 let is_known = first.form == Form::Hashed && rest.iter().all(|job| job.form == Form::Hashed);
                 let form = if is_known { Form::Hashed } else { Form::Full };
-                let need_lists = releases.jobs.iter().any(|job| job.has_list);
                 let lists =
-                    if need_lists { messages.lists(link, first.command.key()) } else { Lists::Closed };
+                    if first.has_list { messages.lists(link, first.command.key()) } else { Lists::Closed };
                 let process = link.run_id.as_deref().unwrap_or_default();
                 let commands = releases.jobs.iter().map(|job| &job.command);
                 let mut out = Writer(link.connection.outgoing());
@@ -373,7 +368,8 @@ fn write_job(link: &mut Link, messages: &Messages, job: &Job, (form, has_list): 
 impl Job {
     pub(super) fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        Job { command, reply, form: Form::Hashed, is_watching, has_list: false, goes_by_itself: false }
+        let (form, has_list) = (Form::Hashed, false);
+        Job { command, reply, form, is_watching, has_list, goes_by_itself: false, overlooks: false }
     }
 
     /// Reads a key for nothing else but to watch it.

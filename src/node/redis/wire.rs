@@ -131,6 +131,7 @@ static EXTEND: Script = script!(include_str!("../lua/extend.lua"));
 static RELEASE: Script = script!(include_str!("../lua/release.lua"));
 static ENLIST: Script = script!(include_str!("../lua/enlist.lua"));
 static TOGETHER: Script = framed!("KEYS, ARGV", [include_str!("../lua/release.lua")], "../lua/together.lua");
+static IS_EMPTY: Script = script!(include_str!("../lua/is_empty.lua"));
 static INSPECT: Script = script!(include_str!("../lua/inspect.lua"));
 static PROCLAIM: Script = script!(include_str!("../lua/proclaim.lua"));
 static REMOVE: Script = script!(include_str!("../lua/remove.lua"));
@@ -150,7 +151,7 @@ static TOGETHER_STRICTLY: Script = framed!(
     "../lua/strictly.lua"
 );
 
-/// All scripts, to be loaded on a new connection.
+/// All scripts that are called often, to be loaded on a new connection.
 pub(super) static SCRIPTS: [&Script; 13] = [
     &EXTEND,
     &RELEASE,
@@ -179,7 +180,7 @@ pub(super) enum Form {
 /// What a client may do with the wait lists of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lists<'a> {
-    /// Nothing: it has no right to them.
+    /// Nothing: it has no right to them, or no need.
     Closed,
     /// It wakes others, and cannot be woken itself.
     WakesOthers,
@@ -315,6 +316,12 @@ pub(super) fn encode(
     }
 }
 
+/// Appends the question whether the wait list beside a key is empty. In full, since it is seldom asked.
+pub(super) fn encode_question(key: &Key, out: &mut Writer<'_>) {
+    IS_EMPTY.call(Form::Full, 1, 0, out);
+    out.parts(&key.wait_list());
+}
+
 /// A release that may go together with others: there is nothing more to say than the key and its value.
 pub(super) fn simple_release(command: &Command) -> Option<(&Key, &Value)> {
     match command {
@@ -329,8 +336,7 @@ pub(super) fn are_judged_alike(release: &Command, other: &Command) -> bool {
     release.rules() == other.rules() && (release.rules() == Rules::Plain || are_at_one_marker())
 }
 
-/// Appends several simple releases as one call. No key is named twice, and all are judged alike. Where the wait lists are closed, or
-/// need not be looked at, they are left out.
+/// Appends several simple releases as one call. No key is named twice, and all are judged alike.
 pub(super) fn encode_together<'a>(
     releases: impl ExactSizeIterator<Item = &'a Command> + Clone,
     form: Form,
