@@ -49,29 +49,19 @@ enum Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Question(u64);
 
-/// What a release does about a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
-    /// Nothing: it is empty.
-    Spared,
-    Needed,
-    /// It looks, and the server is asked besides.
-    NeededOnceMore(Question),
-}
-
 impl EmptyLists {
-    /// What a release that is about to be sent does about the list.
-    pub(super) fn before_release(&mut self, key: &Key) -> Look {
+    /// Whether a release that is about to be sent need not look at the list.
+    pub(super) fn is_empty(&mut self, key: &Key) -> bool {
+        self.known(key).is_some_and(|known| *known == Known::Empty)
+    }
+
+    /// What to ask the server about a list at which a release is about to look, if it is to be asked.
+    pub(super) fn ask(&mut self, key: &Key) -> Option<Question> {
         let next = Question(self.questions);
-        match self.known(key) {
-            Some(Known::Empty) => Look::Spared,
-            Some(known @ Known::FoundEmpty(OFTEN)) => {
-                *known = Known::Asked(next);
-                self.questions += 1;
-                Look::NeededOnceMore(next)
-            }
-            _ => Look::Needed,
-        }
+        let known = self.known(key).filter(|known| **known == Known::FoundEmpty(OFTEN))?;
+        *known = Known::Asked(next);
+        self.questions += 1;
+        Some(next)
     }
 
     /// What a release has found that looked.
@@ -129,80 +119,70 @@ mod tests {
     /// Lists of which one has been found empty often.
     fn often_found_empty() -> (EmptyLists, Key) {
         let (mut lists, key) = (EmptyLists::default(), key("a"));
-        for _ in 0..OFTEN {
-            assert_eq!(lists.before_release(&key), Look::Needed);
-            lists.found(&key, false);
-        }
+        found_empty_often(&mut lists, &key);
         (lists, key)
     }
 
-    fn asked(lists: &mut EmptyLists, key: &Key) -> Question {
-        match lists.before_release(key) {
-            Look::NeededOnceMore(question) => question,
-            other => panic!("{other:?}"),
+    fn found_empty_often(lists: &mut EmptyLists, key: &Key) {
+        for _ in 0..OFTEN {
+            assert_eq!(lists.ask(key), None);
+            lists.found(key, false);
         }
     }
 
     #[test]
     fn a_list_is_empty_from_when_the_server_says_so_until_it_tells() {
         let (mut lists, key) = often_found_empty();
-        let question = asked(&mut lists, &key);
-        assert_eq!(lists.before_release(&key), Look::Needed, "there is no answer yet");
+        let question = lists.ask(&key).expect("it was found empty often");
+        assert_eq!(lists.ask(&key), None, "once");
         lists.found(&key, false);
+        assert!(!lists.is_empty(&key), "there is no answer yet");
         lists.answered(&key, question, true);
-        assert_eq!(lists.before_release(&key), Look::Spared);
-        assert_eq!(lists.before_release(&self::key("b")), Look::Needed, "another list");
+        assert!(lists.is_empty(&key) && !lists.is_empty(&self::key("b")));
         lists.forget(&key);
-        assert_eq!(lists.before_release(&key), Look::Needed);
+        assert!(!lists.is_empty(&key));
     }
 
     #[test]
     fn what_was_overtaken_by_other_news_says_nothing() {
         let (mut lists, key) = often_found_empty();
-        let first = asked(&mut lists, &key);
+        let first = lists.ask(&key).expect("it was found empty often");
         // Somebody entered behind the question, and is gone again.
         lists.forget(&key);
         lists.answered(&key, first, true);
-        assert_eq!(lists.before_release(&key), Look::Needed);
-        for _ in 0..OFTEN {
-            lists.found(&key, false);
-        }
-        let second = asked(&mut lists, &key);
+        assert!(!lists.is_empty(&key));
+        found_empty_often(&mut lists, &key);
+        let second = lists.ask(&key).expect("it was found empty often");
         lists.answered(&key, first, true);
-        assert_eq!(lists.before_release(&key), Look::Needed, "it answers another question");
+        assert!(!lists.is_empty(&key), "it answers another question");
         lists.answered(&key, second, true);
-        assert_eq!(lists.before_release(&key), Look::Spared);
+        assert!(lists.is_empty(&key));
         lists.forget_all();
-        assert_eq!(lists.before_release(&key), Look::Needed);
+        assert!(!lists.is_empty(&key));
     }
 
     #[test]
     fn where_somebody_waits_the_server_is_not_asked() {
         let (mut lists, key) = often_found_empty();
         lists.found(&key, true);
-        for _ in 1..OFTEN {
-            lists.found(&key, false);
-            assert_eq!(lists.before_release(&key), Look::Needed);
-        }
-        lists.found(&key, false);
-        let question = asked(&mut lists, &key);
+        found_empty_often(&mut lists, &key);
+        let question = lists.ask(&key).expect("it was found empty often");
         lists.answered(&key, question, false);
-        assert_eq!(lists.before_release(&key), Look::Needed, "somebody waits");
+        assert!(!lists.is_empty(&key), "somebody waits");
+        found_empty_often(&mut lists, &key);
     }
 
     #[test]
     fn two_lists_beside_one_key_are_told_apart() {
-        let (mut lists, one) = (EmptyLists::default(), Key::of_lock("a", b"b:c"));
-        let other = Key::of_lock("a:b", b"c");
+        let (one, other) = (Key::of_lock("a", b"b:c"), Key::of_lock("a:b", b"c"));
         assert_eq!(one, other);
-        for _ in 0..OFTEN {
-            lists.found(&one, false);
-        }
-        let question = asked(&mut lists, &one);
+        let mut lists = EmptyLists::default();
+        found_empty_often(&mut lists, &one);
+        let question = lists.ask(&one).expect("it was found empty often");
         lists.answered(&one, question, true);
-        assert_eq!((lists.before_release(&one), lists.before_release(&other)), (Look::Spared, Look::Needed));
+        assert!(lists.is_empty(&one) && !lists.is_empty(&other));
         lists.found(&other, false);
-        assert_eq!(lists.before_release(&one), Look::Needed, "one of them is enough");
+        assert!(!lists.is_empty(&one), "one of them is enough");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use redis::{Cmd, PushInfo, PushKind, Value as Wire};
 use tokio::sync::{mpsc, oneshot};
 
-use super::empty_lists::{EmptyLists, Look, Question};
+use super::empty_lists::{EmptyLists, Question};
 use super::handshake::Link;
 use super::messages::Messages;
 use super::resp::Writer;
@@ -223,19 +223,17 @@ impl Traffic {
     }
 
     /// Whether what concerns the wait list is sent with a command, where it may be. Before a release that comes back often the server
-    /// is asked to tell when its list is not empty any more.
+    /// is asked to tell when its list is not empty any more; not while callers of this client hand over to each other, which takes
+    /// two commands for each lock.
     fn needs_list(&mut self, command: &Command) -> bool {
         match command {
             Command::Enlist { key, .. } => self.empty_lists.forget(key),
-            Command::Release { key, .. } if command.concerns_list() => {
-                match self.empty_lists.before_release(key) {
-                    Look::Spared => return false,
-                    Look::Needed => {}
-                    Look::NeededOnceMore(question) => {
-                        self.ask_to_be_told();
-                        encode_question(key, &mut Writer(self.link.connection.outgoing()));
-                        self.sent.push_back(Sent::List { key: key.clone(), question });
-                    }
+            Command::Release { key, .. } if self.empty_lists.is_empty(key) => return false,
+            Command::Release { key, wake: Wake::Next, .. } => {
+                if let Some(question) = self.empty_lists.ask(key) {
+                    self.ask_to_be_told();
+                    encode_question(key, &mut Writer(self.link.connection.outgoing()));
+                    self.sent.push_back(Sent::List { key: key.clone(), question });
                 }
             }
             _ => {}
@@ -255,7 +253,8 @@ impl Traffic {
     pub(super) fn note(&mut self, job: &Job, answer: &mut Answer) {
         let Some(others_wait) = answer.others_wait() else { return };
         *others_wait |= job.overlooks;
-        if self.link.tells && job.has_list {
+        let wakes = matches!(job.command, Command::Release { wake: Wake::Next, .. });
+        if wakes && job.has_list && self.link.tells {
             self.empty_lists.found(job.command.key(), *others_wait);
         }
     }
