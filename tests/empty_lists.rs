@@ -247,6 +247,25 @@ async fn who_enters_before_a_release_that_does_not_look_is_woken_behind_it() {
     }
 }
 
+/// A holder that hands over inside of its client wakes nobody, and says so to whoever comes next, which does.
+#[tokio::test]
+async fn who_enters_while_a_lock_is_handed_over_is_woken_by_the_next_holder() {
+    let scene = Distant::from_one_node().await;
+    comes_back_often(&scene.cluster, &scene.mutex).await;
+    let guard = held(&scene.mutex).await;
+    let mut next = pin!(scene.mutex.acquire());
+    assert!(poll!(&mut next).is_pending());
+    let (release, mut waiting) = scene.release(guard, &scene.others[..1], false).await;
+    assert_eq!(release.outcome, ReleaseOutcome::Released);
+    let guard = promptly(next).await.expect("its turn");
+    take_turns(&scene.client.mutex("behind"), 1).await;
+    let said = (calls(&scene.cluster, "evalsha").await, calls(&scene.cluster, "publish").await);
+    assert_eq!(said, (vec![2], vec![0]), "two releases, and no wake");
+    released(guard).await;
+    released(called(&scene.cluster, waiting.remove(0)).await).await;
+    scene.cluster.assert_nothing_left().await;
+}
+
 /// Of releases that go together those that know their lists to be empty look, too, where another one must: then they have overlooked
 /// nobody, and wake one.
 #[tokio::test]

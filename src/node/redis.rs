@@ -38,7 +38,7 @@ pub(crate) use self::address::{Target, check_connect_timeout};
 use self::handshake::{Hearing, Link, establish, field};
 use self::messages::Messages;
 use self::tracking::Watched;
-use self::traffic::{Desk, Errand, Job, MOST_COMMANDS, Sent, Traffic};
+use self::traffic::{Desk, Errand, Job, ListUse, MOST_COMMANDS, Sent, Traffic};
 use self::voter::Voter;
 use self::wire::{Form, Read, Replies, decode, decode_together};
 use super::owed::Owed;
@@ -742,7 +742,7 @@ impl Actor {
             // Maybe not for want of rights to the key, but to the list beside it, or because the two are too much for a proxy:
             // nothing was done, and it is asked without the list.
             Read::Answer(Answer::Unknown(Unknown::Refused(Refusal::NoPermission | Refusal::Cluster)))
-                if job.has_list =>
+                if job.list == ListUse::Sent =>
             {
                 traffic.link.close_lists_of(job.command.key().namespace());
                 handed_out.again.push(Errand::Job(job));

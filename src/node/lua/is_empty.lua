@@ -5,11 +5,8 @@
 -- Returns 0 if it is empty, else 1.
 --
 -- A server remembers whom it is to tell until it has told them, also those who are gone. So that they do not become more and more
--- where nobody ever waits, an empty list is changed for a moment: who has asked before is told now, and forgotten.
+-- where a list does not change, it is changed for a moment first: who has asked before is told now, and forgotten.
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.pcall('ZADD', KEYS[1], 0, '')
-  redis.pcall('ZREM', KEYS[1], '')
-end
-
+redis.pcall('ZADD', KEYS[1], 0, '')
+redis.pcall('ZREM', KEYS[1], '')
 return redis.call('EXISTS', KEYS[1])

@@ -53,12 +53,21 @@ pub(super) struct Job {
     pub(super) form: Form,
     /// The server shall tell when somebody else changes the key from then on.
     pub(super) is_watching: bool,
-    /// Sent with what concerns the wait list.
-    pub(super) has_list: bool,
+    pub(super) list: ListUse,
     /// Refused together with others.
     pub(super) goes_by_itself: bool,
-    /// A release that did not look at the wait list, while somebody may have entered it.
-    pub(super) overlooks: bool,
+}
+
+/// Whether what concerns the wait list is sent with a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ListUse {
+    /// It concerns none, or may not use it.
+    LeftOut,
+    Sent,
+    /// A release leaves it out, since it is known to be empty.
+    Spared,
+    /// And somebody has entered it, maybe before the release was carried out.
+    Overlooked,
 }
 
 /// What was sent and is not answered, in the order in which the answers will come.
@@ -185,7 +194,8 @@ impl Traffic {
                         job.form = self.link.form;
                     }
                     let has_lists = self.lists(job.command.key()) != Lists::Closed;
-                    job.has_list = has_lists && self.needs_list(&job.command);
+                    let concerns_list = has_lists && job.command.concerns_list();
+                    job.list = if concerns_list { self.list_use(&job.command) } else { ListUse::LeftOut };
                     let goes_together = has_lists && job.goes_together();
                     let key = job.command.key();
                     let keeps_its_place = !goes_together && !job.may_come_before_releases();
@@ -204,7 +214,7 @@ impl Traffic {
                     if self.link.tells && job.is_watching {
                         self.ask_to_be_told();
                     }
-                    write_job(&mut self.link, &self.messages, &job, (job.form, job.has_list));
+                    write_job(&mut self.link, &self.messages, &job, (job.form, job.list));
                     self.sent.push_back(Sent::Job { job, since });
                 }
                 Errand::Question(question, reply) => {
@@ -222,14 +232,15 @@ impl Traffic {
         self.messages.lists(&self.link, key)
     }
 
-    /// Whether what concerns the wait list is sent with a command, where it may be. Before a release that comes back often the server
-    /// is asked to tell when its list is not empty any more; not while callers of this client hand over to each other, which takes
-    /// two commands for each lock.
-    fn needs_list(&mut self, command: &Command) -> bool {
+    /// What is done about the wait list with a command that concerns it. Before a release that comes back often the server is asked to
+    /// tell when its list is not empty any more; not while callers of this client hand over to each other, which takes two commands
+    /// for each lock.
+    fn list_use(&mut self, command: &Command) -> ListUse {
         match command {
             Command::Enlist { key, .. } => self.empty_lists.forget(key),
-            Command::Release { key, .. } if self.empty_lists.is_empty(key) => return false,
-            Command::Release { key, wake: Wake::Next, .. } => {
+            Command::Release { key, .. } if self.empty_lists.is_empty(key) => return ListUse::Spared,
+            release if simple_release(release).is_some() => {
+                let key = release.key();
                 if let Some(question) = self.empty_lists.ask(key) {
                     self.ask_to_be_told();
                     encode_question(key, &mut Writer(self.link.connection.outgoing()));
@@ -238,7 +249,7 @@ impl Traffic {
             }
             _ => {}
         }
-        command.concerns_list()
+        ListUse::Sent
     }
 
     /// When what the next command reads is changed by somebody else.
@@ -252,16 +263,18 @@ impl Traffic {
     /// What a release says of the wait list beside the key.
     pub(super) fn note(&mut self, job: &Job, answer: &mut Answer) {
         let Some(others_wait) = answer.others_wait() else { return };
-        *others_wait |= job.overlooks;
-        let wakes = matches!(job.command, Command::Release { wake: Wake::Next, .. });
-        if wakes && job.has_list && self.link.tells {
+        *others_wait |= job.list == ListUse::Overlooked;
+        // One that lets the key linger does not look.
+        let has_looked = job.list == ListUse::Sent && simple_release(&job.command).is_some();
+        if has_looked && self.link.tells {
             self.empty_lists.found(job.command.key(), *others_wait);
         }
     }
 
     /// Takes in that keys have changed. If a list is among them that a release on its way does not look at, somebody may have entered
-    /// before it was carried out, and is woken behind it. Not where a waiter of this client enters behind the release: it would be taken
-    /// off the list again, and it finds the lock free itself, or held by somebody who looks.
+    /// before it was carried out, and is woken behind it. Not where this client hands over, and then owes it; nor where a waiter of this
+    /// client enters behind the release: it would be taken off the list again, and it finds the lock free itself, or held by somebody
+    /// who looks.
     pub(super) fn hear(&mut self, push: &PushInfo) -> Vec<Errand> {
         if push.kind != PushKind::Invalidate {
             return Vec::new();
@@ -279,11 +292,11 @@ impl Traffic {
         let mut overlooked = Vec::new();
         for sent in &mut self.sent {
             if let Sent::Job { job, .. } = sent
-                && job.spares_its_list()
+                && job.list == ListUse::Spared
                 && lists.as_ref().is_none_or(|lists| lists.contains(job.command.key()))
             {
-                job.overlooks = true;
-                if !overlooked.contains(job.command.key()) {
+                job.list = ListUse::Overlooked;
+                if !job.hands_over() && !overlooked.contains(job.command.key()) {
                     overlooked.push(job.command.key().clone());
                 }
             }
@@ -302,17 +315,16 @@ impl Traffic {
     /// Of a single one the server takes the plain script in less time.
     fn write_releases(&mut self, since: Instant) {
         let Traffic { link, sent, messages, releases, .. } = self;
-        if releases.jobs.iter().any(|job| job.has_list) {
-            releases.jobs.iter_mut().for_each(|job| job.has_list = true);
+        if releases.jobs.iter().any(|job| job.list == ListUse::Sent) {
+            releases.jobs.iter_mut().for_each(|job| job.list = ListUse::Sent);
         }
         match &releases.jobs[..] {
             [] => return,
-            [job] => write_job(link, messages, job, (job.form, job.has_list)),
+            [job] => write_job(link, messages, job, (job.form, job.list)),
             [first, rest @ ..] => {
                 let is_known = first.form == Form::Hashed && rest.iter().all(|job| job.form == Form::Hashed);
                 let form = if is_known { Form::Hashed } else { Form::Full };
-                let lists =
-                    if first.has_list { messages.lists(link, first.command.key()) } else { Lists::Closed };
+                let lists = lists_for(first.list, messages, link, first.command.key());
                 let process = link.run_id.as_deref().unwrap_or_default();
                 let commands = releases.jobs.iter().map(|job| &job.command);
                 let mut out = Writer(link.connection.outgoing());
@@ -343,7 +355,7 @@ impl Traffic {
     pub(super) fn bid_farewell(&mut self, context: &mut Context<'_>) {
         let releases = self.waiting.iter().filter_map(Errand::job);
         for job in releases.filter(|job| matches!(job.command, Command::Release { .. })) {
-            write_job(&mut self.link, &self.messages, job, (Form::Full, true));
+            write_job(&mut self.link, &self.messages, job, (Form::Full, ListUse::Sent));
         }
         // As far as the socket takes it. An answer is not expected.
         self.link.connection.send_what_can_be_sent(context);
@@ -358,8 +370,13 @@ fn lock_key_beside(list: &Wire) -> Option<Key> {
     }
 }
 
-fn write_job(link: &mut Link, messages: &Messages, job: &Job, (form, has_list): (Form, bool)) {
-    let lists = if has_list { messages.lists(link, job.command.key()) } else { Lists::Closed };
+/// What is said of the wait list, or of several.
+fn lists_for<'a>(list: ListUse, messages: &'a Messages, link: &Link, key: &Key) -> Lists<'a> {
+    if list == ListUse::Sent { messages.lists(link, key) } else { Lists::Closed }
+}
+
+fn write_job(link: &mut Link, messages: &Messages, job: &Job, (form, list): (Form, ListUse)) {
+    let lists = lists_for(list, messages, link, job.command.key());
     let process = link.run_id.as_deref().unwrap_or_default();
     encode(&job.command, form, (lists, process), &mut Writer(link.connection.outgoing()));
 }
@@ -367,8 +384,8 @@ fn write_job(link: &mut Link, messages: &Messages, job: &Job, (form, has_list): 
 impl Job {
     pub(super) fn new(command: Command, reply: Reply) -> Self {
         let is_watching = matches!(command, Command::Extend { .. });
-        let (form, has_list) = (Form::Hashed, false);
-        Job { command, reply, form, is_watching, has_list, goes_by_itself: false, overlooks: false }
+        let (form, list) = (Form::Hashed, ListUse::LeftOut);
+        Job { command, reply, form, is_watching, list, goes_by_itself: false }
     }
 
     /// Reads a key for nothing else but to watch it.
@@ -385,11 +402,6 @@ impl Job {
     /// Whether this is a release that may go out in one call with others.
     fn goes_together(&self) -> bool {
         !self.goes_by_itself && simple_release(&self.command).is_some()
-    }
-
-    /// Whether this is a release that was sent without a look at its wait list.
-    fn spares_its_list(&self) -> bool {
-        !self.has_list && matches!(self.command, Command::Release { .. }) && self.command.concerns_list()
     }
 
     /// Whether releases of other locks may come behind it. What only looks shall see what was done before.
