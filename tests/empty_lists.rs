@@ -10,18 +10,14 @@ use std::time::Duration;
 use futures::future::join_all;
 use futures::poll;
 use harness::proxy::{Proxy, Way};
+use harness::waiters::{LIST, Waiting, forget_what_was_asked, listed, listening, waits};
 use harness::{Cluster, LONG_TTL, SILENT, Server, over, promptly, until};
-use redlock_quorum::{AcquireError, Guard, Mutex, Redlock, Release, ReleaseOutcome};
-use tokio::task::JoinHandle;
+use redlock_quorum::{Guard, Mutex, Redlock, Release, ReleaseOutcome};
 
 /// More often than it takes until a server is asked to tell.
 const OFTEN: u32 = 100;
 
 const KEY: &str = "redlock:job";
-
-const LIST: &str = "redlock#wait:job";
-
-type Waiting = JoinHandle<Result<Guard, AcquireError>>;
 
 /// A client that has had `job` often, and knows that nobody waits for it; and another one.
 struct Scene {
@@ -44,7 +40,7 @@ impl Scene {
     async fn another_is_called(&self) {
         let guard = held(&self.mutex).await;
         let waiting = waits(&self.cluster, &self.other).await;
-        forget_what_was_done(&self.cluster).await;
+        forget_what_was_asked(&self.cluster).await;
         released(guard).await;
         released(called(&self.cluster, waiting).await).await;
         self.cluster.assert_nothing_left().await;
@@ -80,7 +76,7 @@ async fn comes_back_often(cluster: &Cluster, mutex: &Mutex) {
     until("no look at any list", async || {
         take_turns(mutex, OFTEN).await;
         cluster.assert_nothing_left().await;
-        forget_what_was_done(cluster).await;
+        forget_what_was_asked(cluster).await;
         take_turns(mutex, 1).await;
         cluster.assert_nothing_left().await;
         calls(cluster, "exists").await.iter().all(|looks| *looks == 0)
@@ -88,29 +84,9 @@ async fn comes_back_often(cluster: &Cluster, mutex: &Mutex) {
     .await;
 }
 
-async fn forget_what_was_done(cluster: &Cluster) {
-    join_all(cluster.servers.iter().map(|server| server.type_in::<()>("CONFIG RESETSTAT"))).await;
-}
-
 /// How often each server has carried out a command, alone or in a script: `exists` is a look at a list, and `publish` a wake.
 async fn calls(cluster: &Cluster, command: &str) -> Vec<u64> {
     join_all(cluster.servers.iter().map(|server| server.calls(command))).await
-}
-
-/// How many are on the list of each node.
-async fn listed(cluster: &Cluster) -> Vec<u64> {
-    let count = format!("ZCARD {LIST}");
-    join_all(cluster.servers.iter().map(|server| server.type_in(&count))).await
-}
-
-/// Somebody begins to wait, and is on the lists of all nodes when this returns.
-async fn waits(cluster: &Cluster, client: &Redlock) -> Waiting {
-    let before = listed(cluster).await;
-    let mutex = client.mutex("job");
-    let waiting = tokio::spawn(async move { mutex.acquire().await });
-    let more: Vec<_> = before.iter().map(|count| count + 1).collect();
-    until("one more on each list", async || listed(cluster).await == more).await;
-    waiting
 }
 
 /// Whoever waits is called, once by each server, and by nothing else.
@@ -124,7 +100,7 @@ async fn called(cluster: &Cluster, waiting: Waiting) -> Guard {
 #[tokio::test]
 async fn who_comes_back_often_looks_at_no_list_until_somebody_waits() {
     let scene = Scene::over(3).await;
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     take_turns(&scene.mutex, OFTEN).await;
     assert_eq!(calls(&scene.cluster, "exists").await, [0, 0, 0]);
     for _ in 0..3 {
@@ -152,13 +128,13 @@ async fn with_a_fence_it_is_the_same() {
         for _ in 0..OFTEN {
             turn(together).await;
         }
-        forget_what_was_done(&cluster).await;
+        forget_what_was_asked(&cluster).await;
         turn(together).await;
         assert_eq!(calls(&cluster, "exists").await, [locks], "each time, whether the key is there");
     }
     let guard = promptly(mutexes[0].acquire()).await.expect("free");
     let waiting = waits(&cluster, &other).await;
-    forget_what_was_done(&cluster).await;
+    forget_what_was_asked(&cluster).await;
     promptly(guard.release()).await.ok().expect("held until now");
     released(called(&cluster, waiting).await).await;
 }
@@ -174,13 +150,13 @@ async fn releases_that_go_together_look_at_the_lists_if_one_of_them_must() {
     for _ in 0..OFTEN {
         let_go(held().await).await;
     }
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     let_go(held().await).await;
     assert_eq!((server.calls("evalsha").await, server.calls("exists").await), (1, 0));
 
     let guards = held().await;
     let waiting = waits(&scene.cluster, &scene.other).await;
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     let_go(guards).await;
     let guard = called(&scene.cluster, waiting).await;
     assert_eq!(server.calls("evalsha").await, 1);
@@ -219,7 +195,7 @@ impl Distant {
         if deletes {
             self.cluster.delete(KEY).await;
         }
-        forget_what_was_done(&self.cluster).await;
+        forget_what_was_asked(&self.cluster).await;
         self.proxy.release(Way::BOTH);
         (promptly(release).await, waiting)
     }
@@ -282,7 +258,7 @@ async fn who_is_woken_by_a_release_that_looks_is_woken_alone() {
     let second = waits(&scene.cluster, &scene.others[1]).await;
     // So the key is free for a while.
     far.delay([Way::ToServer], Duration::from_millis(100));
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     scene.proxy.release(Way::BOTH);
     promptly(releases).await;
     let guard = called(&scene.cluster, first).await;
@@ -306,7 +282,7 @@ async fn one_is_woken_behind_all_releases_that_overlooked_somebody() {
         proxy.hold(Way::BOTH);
         take_turns(&mutex, TURNS).await;
         server.type_in::<()>(&format!("ZADD {entered} 1 somebody")).await;
-        forget_what_was_done(&cluster).await;
+        forget_what_was_asked(&cluster).await;
         proxy.release(Way::BOTH);
         until("all releases", async || server.calls("evalsha").await >= u64::from(TURNS)).await;
         cluster.assert_nothing_left().await;
@@ -367,7 +343,7 @@ async fn who_enters_behind_a_release_that_does_not_look_stays_on_the_list() {
     for server in &cluster.servers[..2] {
         server.delete(LIST).await;
     }
-    forget_what_was_done(&cluster).await;
+    forget_what_was_asked(&cluster).await;
     released(guard).await;
     released(promptly(waiting).await.expect("no panic").expect("it is its turn")).await;
     assert_eq!(calls(&cluster, "publish").await, [0, 0, 1]);
@@ -382,10 +358,10 @@ async fn who_waits_itself_looks_again_for_others() {
     let guard = held(&third.mutex("job")).await;
     let first = waits(&scene.cluster, &scene.client).await;
     let second = waits(&scene.cluster, &scene.other).await;
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     released(guard).await;
     let guard = called(&scene.cluster, first).await;
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     released(guard).await;
     released(called(&scene.cluster, second).await).await;
     scene.cluster.assert_nothing_left().await;
@@ -404,7 +380,7 @@ async fn who_waits_in_another_namespace_is_woken_by_a_release_there() {
         join_all(scene.cluster.servers.iter().map(is_listed)).await.iter().all(|is_listed| *is_listed)
     })
     .await;
-    forget_what_was_done(&scene.cluster).await;
+    forget_what_was_asked(&scene.cluster).await;
     released(guard).await;
     released(called(&scene.cluster, waiting).await).await;
 }
@@ -424,13 +400,7 @@ async fn where_everything_was_deleted_it_looks_again() {
 async fn over_another_connection_it_looks_again() {
     let scene = Scene::over(3).await;
     join_all(scene.cluster.servers.iter().map(Server::kill_clients)).await;
-    let listens = async |server: &Server| -> bool {
-        server.type_in::<Vec<String>>("PUBSUB CHANNELS redlock#wake:*").await.len() == 2
-    };
-    until("both are connected again", async || {
-        join_all(scene.cluster.servers.iter().map(listens)).await.iter().all(|listens| *listens)
-    })
-    .await;
+    until("both are connected again", async || listening(&scene.cluster).await == [2, 2, 2]).await;
     scene.another_is_called().await;
 }
 
@@ -445,13 +415,13 @@ async fn where_it_is_not_told_it_looks_each_time() {
             cluster.servers[0].type_in::<()>("ACL SETUSER default -client|caching").await;
         }
         take_turns(&mutex, OFTEN).await;
-        forget_what_was_done(&cluster).await;
+        forget_what_was_asked(&cluster).await;
         take_turns(&mutex, OFTEN).await;
         assert!(calls(&cluster, "exists").await[0] >= u64::from(OFTEN));
         assert_eq!(calls(&cluster, "eval").await == [0], from_the_start, "asked in vain, or not at all");
         let guard = held(&mutex).await;
         let waiting = waits(&cluster, &other).await;
-        forget_what_was_done(&cluster).await;
+        forget_what_was_asked(&cluster).await;
         released(guard).await;
         released(called(&cluster, waiting).await).await;
     }

@@ -9,11 +9,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
+use harness::waiters::{LIST, Waiting, forget_what_was_asked, listed, listening, waits};
 use harness::{Cluster, LONG_TTL, SILENT, Server, over, promptly, soon, until};
 use redlock_quorum::{AcquireError, Guard, Mutex, NodeConfig, Redlock, ReleaseOutcome, Severity, WakeBy};
-use tokio::task::{JoinHandle, LocalSet};
-
-const LIST: &str = "redlock#wait:job";
+use tokio::task::LocalSet;
 
 /// Whoever waits for a message looks by itself no earlier than this. What is sooner was a message.
 const EARLIEST_LOOK: Duration = Duration::from_millis(500);
@@ -36,38 +35,13 @@ impl Scene {
         Scene { cluster, holder, guard }
     }
 
-    async fn waits(&self, redlock: &Redlock) -> JoinHandle<Result<Guard, AcquireError>> {
+    async fn waits(&self, redlock: &Redlock) -> Waiting {
         waits(&self.cluster, redlock).await
     }
 
     async fn listed(&self) -> Vec<u64> {
         listed(&self.cluster).await
     }
-}
-
-/// Somebody begins to wait, and is on the lists of all nodes when this returns.
-async fn waits(cluster: &Cluster, redlock: &Redlock) -> JoinHandle<Result<Guard, AcquireError>> {
-    let before = listed(cluster).await;
-    let mutex = redlock.mutex("job");
-    let waiting = tokio::spawn(async move { mutex.acquire().await });
-    until("one more on each list", async || listed(cluster).await == more(&before)).await;
-    waiting
-}
-
-fn more(before: &[u64]) -> Vec<u64> {
-    before.iter().map(|count| count + 1).collect()
-}
-
-/// How many are on the list of each node.
-async fn listed(cluster: &Cluster) -> Vec<u64> {
-    let count = format!("ZCARD {LIST}");
-    join_all(cluster.servers.iter().map(|server| server.type_in(&count))).await
-}
-
-/// How many clients listen at each node.
-async fn listening(cluster: &Cluster) -> Vec<usize> {
-    let channels = cluster.servers.iter().map(|server| server.type_in("PUBSUB CHANNELS redlock#wake:*"));
-    join_all(channels).await.iter().map(Vec::<String>::len).collect()
 }
 
 /// Long before the lists would expire by themselves.
@@ -91,10 +65,6 @@ async fn asked(cluster: &Cluster) -> u64 {
         }
     }
     sum
-}
-
-async fn forget_what_was_asked(cluster: &Cluster) {
-    join_all(cluster.servers.iter().map(|server| server.type_in::<()>("CONFIG RESETSTAT"))).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ pub mod process;
 pub mod proxy;
 pub mod storm;
 pub mod trouble;
+pub mod waiters;
 pub mod witness;
 
 use std::path::{Path, PathBuf};

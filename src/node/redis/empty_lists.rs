@@ -85,10 +85,11 @@ impl EmptyLists {
 
     /// What the server said when it was asked.
     pub(super) fn answered(&mut self, key: &Key, question: Question, is_empty: bool) {
-        match self.known(key) {
-            Some(known) if *known == Known::Asked(question) && is_empty => *known = Known::Empty,
-            Some(known) if *known == Known::Asked(question) => self.forget(key),
-            _ => {}
+        let asked = self.known(key).filter(|known| **known == Known::Asked(question));
+        match asked {
+            Some(known) if is_empty => *known = Known::Empty,
+            Some(_) => self.forget(key),
+            None => {}
         }
     }
 

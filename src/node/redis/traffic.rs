@@ -193,7 +193,7 @@ impl Traffic {
                     if job.form == Form::Hashed {
                         job.form = self.link.form;
                     }
-                    let has_lists = self.lists(job.command.key()) != Lists::Closed;
+                    let has_lists = self.messages.lists(&self.link, job.command.key()) != Lists::Closed;
                     let concerns_list = has_lists && job.command.concerns_list();
                     job.list = if concerns_list { self.list_use(&job.command) } else { ListUse::LeftOut };
                     let goes_together = has_lists && job.goes_together();
@@ -225,11 +225,6 @@ impl Traffic {
         }
         self.write_releases(since);
         self.waiting = waiting;
-    }
-
-    /// What may be done with the wait list of a key.
-    fn lists(&self, key: &Key) -> Lists<'_> {
-        self.messages.lists(&self.link, key)
     }
 
     /// What is done about the wait list with a command that concerns it. Before a release that comes back often the server is asked to
